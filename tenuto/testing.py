@@ -8,14 +8,15 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import AsyncIterator, Iterable
-from contextlib import suppress
+from contextlib import closing, suppress
 from typing import TYPE_CHECKING, Any
 
+from tenuto.agents.local import LocalWatch
 from tenuto.core.errors import LocalError, NotFound
+from tenuto.core.model import Message
 
 if TYPE_CHECKING:
     from tenuto.app import Hub
-    from tenuto.core.model import Message
 
 __all__ = ["ScriptedModel", "wait_for_answer"]
 
@@ -51,26 +52,29 @@ class ScriptedModel:
 async def wait_for_answer(hub: Hub, channel: str, question: str | None = None, *, timeout_s: float = 10.0) -> Message:
     """Return the last answer to the message `question`, by default the newest of a user, once its turn is over.
 
-    An interrupted answer does not count, because another attempt may follow. Raises TimeoutError after `timeout_s`.
+    An interrupted answer does not count: another attempt may follow. Raises TimeoutError after `timeout_s`, or Deleted.
     """
+    turn, found = None, list[Message]()
     try:
         async with asyncio.timeout(timeout_s):
-            async for _ in hub.subscribe(channel):
-                page = await hub.history(channel, limit=_LISTED)
-                while page.more and all(one.role != "user" for one in page.messages):  # a page has at most 2 MiB
-                    page = await hub.history(channel, before=page.messages[-1].created, limit=_LISTED)
-                wanted = question or next((one.id for one in page.messages if one.role == "user"), None)
-                if wanted is None:
-                    continue
-                with suppress(NotFound):  # the question is still to come
-                    turn = await hub.turn(channel, wanted)
-                    while turn.state != "over" or {one.status for one in turn.answers} <= {"interrupted"}:
-                        turn = await hub.turn(channel, wanted, after=turn)
-                    return [one for one in turn.answers if one.status != "interrupted"][-1]
+            await hub.start()
+            with closing(LocalWatch(hub, channel)) as watch:
+                while True:
+                    page = await hub.history(channel, limit=_LISTED)
+                    found = page.messages
+                    while page.more and all(one.role != "user" for one in page.messages):  # a page has at most 2 MiB
+                        page = await hub.history(channel, before=page.messages[-1].created, limit=_LISTED)
+                    wanted = question or next((one.id for one in page.messages if one.role == "user"), None)
+                    if wanted is not None:
+                        with suppress(NotFound):  # the question is still to come
+                            turn = await hub.turn(channel, wanted)
+                            answers = [one for one in turn.answers if one.status != "interrupted"]
+                            if turn.state == "over" and answers:
+                                return answers[-1]
+                    await watch.changed()
     except TimeoutError:
-        found = [f"{one.role} {one.id!r} {one.status}" for one in (await hub.history(channel, limit=_LISTED)).messages]
+        states = ", ".join(f"{one.role} {one.id!r} {one.status}" for one in found) or "none"
         raise TimeoutError(
-            f"{question or 'the newest question'!r} in channel {channel!r} has no answer that ended within "
-            f"{timeout_s:g} s; its newest messages: {', '.join(found) or 'none'}"
+            f"the turn of {question or 'the newest question'!r} in channel {channel!r} has not ended with an answer "
+            f"within {timeout_s:g} s; its state: {turn.state if turn else 'none'}; the newest messages: {states}"
         ) from None
-    raise AssertionError("a subscription ends only with an error")

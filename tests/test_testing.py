@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 
 import pytest
@@ -48,8 +49,28 @@ async def test_answers_of_a_script_come_one_by_one() -> None:
 @virtually
 async def test_wait_without_an_answer_names_the_messages_of_the_channel() -> None:
     hub = closed_later(Hub("memory://", hooks_signals=False, drain_s=0.0, clock=virtual_clock()))
-    with pytest.raises(TimeoutError, match=r"no answer that ended within 0\.5 s; its newest messages: none"):
+    with pytest.raises(TimeoutError, match=r"with an answer within 0\.5 s; its state: none; the newest messages: none"):
         await wait_for_answer(hub, "chat:1", timeout_s=0.5)
     question = await hub.create("chat:1", text="Hi?", role="user")
-    with pytest.raises(TimeoutError, match=re.escape(f"its newest messages: user '{question.id}' complete")):
+    with pytest.raises(TimeoutError, match=re.escape(f"none; the newest messages: user '{question.id}' complete")):
         await wait_for_answer(hub, "chat:1", question.id)
+
+
+@virtually
+async def test_wait_goes_on_with_a_newer_question_and_lasts_as_long_as_the_handler() -> None:
+    hub = closed_later(Hub("memory://", hooks_signals=False, drain_s=0.0, clock=virtual_clock()))
+
+    @hub.agent("chat:*")
+    async def assistant(turn: Turn) -> None:
+        if turn.text:
+            async with turn.reply() as message:
+                await message.append("Hello")
+            await asyncio.sleep(20)
+
+    await hub.create("chat:1", text="", role="user")  # gets no answer
+    waiting = asyncio.ensure_future(wait_for_answer(hub, "chat:1", timeout_s=30))
+    await asyncio.sleep(1)
+    question = await hub.create("chat:1", text="Hi?", role="user")
+    with pytest.raises(TimeoutError, match=r"10 s; its state: running; the newest messages: assistant .* complete"):
+        await wait_for_answer(hub, "chat:1", question.id)
+    assert (await waiting).text == "Hello"

@@ -18,7 +18,6 @@ from tenuto.core.events import CommandReply, Page
 from tenuto.core.limits import Limits
 from tenuto.core.model import Command, Json, Message
 from tenuto.portal import Writer
-from tenuto.sources.reading import causes_of
 
 logger = logging.getLogger("tenuto.agents")
 
@@ -82,6 +81,9 @@ class Backend(Protocol):
     def is_shutting_down(self) -> bool:
         """Return whether the process is about to end; its turns are then left for another process."""
 
+    def drains(self, error: BaseException) -> bool:
+        """Return whether `error` comes of the shutdown of this hub, whose turns another process then has."""
+
     def now_ms(self) -> int:
         """Return the time in ms since 1970."""
 
@@ -132,11 +134,6 @@ async def find(backend: Backend, channel: str, message_id: str) -> Message | Non
     except (NotFound, Deleted):
         return None
     return message
-
-
-def drains(backend: Backend, error: BaseException) -> bool:
-    """Return whether `error` comes of the shutdown of this process, after which another one has the turn."""
-    return backend.is_shutting_down and any(isinstance(cause, Draining) for cause in causes_of(error))
 
 
 async def patiently(call: Callable[[], Awaitable[T]]) -> T:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Literal
 from tenuto.agents.backend import Sent, Watch, find, patiently
 from tenuto.agents.running import Agent, Running, check_worker_settings
 from tenuto.core.catch_up import reply_to
-from tenuto.core.errors import Deleted, Fenced, Finished, TenutoError
+from tenuto.core.errors import Deleted, Draining, Fenced, Finished, TenutoError
 from tenuto.core.events import CommandReply
 from tenuto.core.model import Command, Json, Message, check_json, plain
 from tenuto.core.names import command_key
@@ -25,6 +25,7 @@ from tenuto.core.turns import WhenBusy
 from tenuto.hub.pending import result_later
 from tenuto.hub.turns.scheduler import AssignedTurn
 from tenuto.portal import Writer
+from tenuto.sources.reading import causes_of
 
 if TYPE_CHECKING:
     from tenuto.hub.hub import HubCore
@@ -136,10 +137,7 @@ class LocalBackend:
 
     def __init__(self, hub: HubCore, name: str, attempt: int, claimed_s: float) -> None:
         """Give the operations to attempt `attempt` of agent `name`, claimed at `claimed_s` by the hub's loop."""
-        self._hub = hub
-        self._name = name
-        self._attempt = attempt
-        self._claimed_s = claimed_s
+        self._hub, self._name, self._attempt, self._claimed_s = hub, name, attempt, claimed_s
         # what the hub has in the same form
         self.limits, self.now_ms, self.reason_of, self.page = hub.limits, hub.clock.now_ms, hub.reason_of, hub.history
 
@@ -147,6 +145,10 @@ class LocalBackend:
     def is_shutting_down(self) -> bool:
         """Return whether the hub drains."""
         return self._hub.is_draining
+
+    def drains(self, error: BaseException) -> bool:
+        """Return whether the drain of the hub has caused `error` (`Backend.drains`)."""
+        return self._hub.is_draining and any(isinstance(cause, Draining) for cause in causes_of(error))
 
     @property
     def may_begin(self) -> bool:

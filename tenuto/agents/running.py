@@ -17,7 +17,7 @@ from functools import partial
 from itertools import count
 from typing import Literal, NamedTuple
 
-from tenuto.agents.backend import Backend, Watch, drains, find, patiently
+from tenuto.agents.backend import Backend, Watch, find, patiently
 from tenuto.agents.request import TurnRequest, turn_request
 from tenuto.agents.steps import Allowance
 from tenuto.agents.turn import LeftAnswer, OnCrash, TakenUp, Turn
@@ -25,6 +25,7 @@ from tenuto.core.decide import CRASHED
 from tenuto.core.errors import (
     AlreadyAnswered,
     Deleted,
+    Draining,
     Fenced,
     Finished,
     Forbidden,
@@ -316,7 +317,10 @@ class Running:
             if any(isinstance(one, Finished) for one in failures) and await self._is_interrupted(turn):
                 self._is_lost = True  # the turn waits for its next attempt, as after a crash
                 return
-            if any(drains(self._backend, one) for one in failures) and not (self._is_stopped or self._is_late):
+            if any(map(self._backend.drains, failures)) and not (self._is_stopped or self._is_late):
+                if not all(isinstance(one, Draining) for one in failures):
+                    logger.error("turn of %s in %s failed in a drain", self.message.id, self.channel, exc_info=raised)
+                await turn.steps.idle()  # the next attempt would call again what still runs
                 raise asyncio.CancelledError from raised  # as when the drain cancels it, which leaves its answers open
             failure = failures[0]
             trace = None if isinstance(failure, StoreUnavailable) else raised  # not a mistake of the handler

@@ -115,6 +115,12 @@ class Steps:
         """Return whether a step has begun whose result is not stored yet."""
         return any(lock.locked() for lock in self._locks.values())
 
+    async def idle(self) -> None:
+        """Wait until no step runs, also none that the handler has left running."""
+        while running := [lock for lock in self._locks.values() if lock.locked()]:
+            async with running[0]:
+                pass
+
     @property
     def ran_s(self) -> float:
         """Return the time until which a step ran: now, if one does."""

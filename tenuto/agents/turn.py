@@ -14,19 +14,20 @@ import inspect
 import json
 import logging
 import secrets
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Container, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Container, Mapping, Sequence
 from functools import partial
 from itertools import count
 from typing import Any, Literal, NamedTuple
 
 from msgspec.structs import replace
 
-from tenuto.agents.backend import Backend, Sent, Watch, drains, find, patiently
+from tenuto.agents.backend import Backend, Sent, Watch, find, patiently
 from tenuto.agents.history import Shape, as_turns, begin_of, chain_to, parents_in, path_to, system_texts
 from tenuto.agents.request import TurnRequest
 from tenuto.agents.steps import UNSTORABLE, Allowance, Steps, check_function, input_of
+from tenuto.core.decide import DENIED
 from tenuto.core.errors import AlreadyAnswered, Forbidden, LocalError, TenutoError, TooLarge, public_reason, shown
-from tenuto.core.model import Json, Message, check_json, plain
+from tenuto.core.model import Json, Message, Part, check_json, plain
 from tenuto.core.names import base32
 from tenuto.core.ops import digest
 from tenuto.core.outgoing import PartIndex
@@ -125,7 +126,7 @@ class Turn:
         self._cancelled_ends_s: dict[str, float] = {}  # ends of questions whose `ask` was cancelled, by their ids
         # ids of questions that have no reply yet, also of earlier attempts: this one may ask them again
         self.open_questions: set[str] = set()
-        self._refused: set[Json] = set()  # tool calls that people were asked to approve, and did not
+        self._has_asked = False  # True: people were asked to approve a call, and may have denied it
 
     @property
     def text(self) -> str:
@@ -338,14 +339,15 @@ class Turn:
         begun = self.begun
         target = begun[-1].id if begun else self.message.id
         await self.steps.ask(name)
+        self._has_asked |= name == APPROVE.name
         if begun:
             begun[-1].close_text()
             await begun[-1].flush()  # store the text first, so that people see it above the question
         stored = plain({"data": data})["data"]  # a later attempt finds the question by it
         content = f"{name}\n{key}\n{await self._question_hash(stored, target)}"
         now_s = asyncio.get_running_loop().time()
-        call = stored.get("call") if isinstance(stored, dict) else None  # equal ones may be asked about with one key
-        id, content = self._numbered_question(content, key if call is None else None, now_s)
+        has_call = isinstance(stored, dict) and "call" in stored  # equal calls may be asked about with the same key
+        id, content = self._numbered_question(content, None if has_call else key, now_s)
         try:
             command, reply = await self._send_question(content, name, target, stored, timeout_s)
             if reply is None:
@@ -360,8 +362,6 @@ class Turn:
             raise
         self._cancelled_ends_s.pop(id, None)
         self.open_questions.discard(command.id)
-        if name == APPROVE.name and isinstance(call, str):
-            (self._refused.discard if reply is not None and reply.ok else self._refused.add)(call)
         if reply is None:
             return AskReply(False, None, {"code": "expired", "detail": "no reply arrived in time"}, None)
         return AskReply(reply.ok, reply.data, reply.error, reply.from_)
@@ -392,14 +392,23 @@ class Turn:
         answers knows calls by their ids only.
         """
         if isinstance(data, dict) and "call" in data:
-            answer = None
-            with contextlib.suppress(Forbidden):
-                answer = await patiently(partial(find, self._backend, self.channel, target))
-            for part in answer.parts if answer is not None else ():
+            for part in reversed(await self._parts_of(target)):  # a model may have repeated the id since
                 if part["type"] == "tool" and part["call"] == data["call"]:
                     with contextlib.suppress(ValueError, OverflowError, RecursionError):
                         return digest({**data, "call": [part["name"], json.loads(part["input"] or "{}")]}).hex()
         return digest(data).hex()
+
+    async def _parts_of(self, message_id: str) -> Sequence[Part]:
+        """Return the stored parts of a message; none if the agent may not read it."""
+        message = None
+        with contextlib.suppress(Forbidden):
+            message = await patiently(partial(find, self._backend, self.channel, message_id))
+        return message.parts if message is not None else ()
+
+    async def _denied(self, message: Writer) -> set[tuple[int, Json]]:
+        """Return the calls of an answer that people have denied, after the indexes of their parts: ids may repeat."""
+        parts = enumerate(await self._parts_of(message.id) if self._has_asked else ())
+        return {(index, one["call"]) for index, one in parts if one["type"] == "tool" and one.get("state") == DENIED}
 
     async def _send_question(self, content: str, name: str, target: str, data: Json, timeout_s: float) -> Sent:
         """Send a question, or return it as an earlier attempt has sent it, with its reply.
@@ -473,7 +482,7 @@ class Turn:
         try:
             output = await run()
         except (Exception, asyncio.CancelledError) as error:
-            if isinstance(error, Exception) or not self._is_ending:
+            if not self._is_left_by(error):
                 with contextlib.suppress(LocalError):  # the step has outlived the attempt that shows it
                     await message.part({**part, "state": ERROR}, index=index)
             raise
@@ -505,26 +514,26 @@ class Turn:
 
         The arguments of a call are those of its function, and its output is written into its part. A step is its tool
         and its arguments: a later attempt that asks the model again, and gets the same call under another id, does not
-        run it again. If a function raises, whatever it is, or its result cannot be stored, the output is
-        `{"error": reason}`, for the model; so it is for a call that people did not approve, which does not run. Raises
-        LocalError without an answer, TooMany, Fenced; then all calls end.
+        run it again. If a function raises, or its result cannot be stored, the output is `{"error": reason}`, for the
+        model; so it is for a call that people have denied, which does not run (one whose question has expired does).
+        Raises LocalError without an answer, TooMany, Fenced, Draining if a function does; then all calls end.
         """
         asked = {*map(id, piped.tool_calls)}  # by identity: several answers may have equal calls
         own = (one for one in self.begun if not asked.isdisjoint(map(id, one.tool_calls)))
         message = next(own, None) or self._answer("the output of a tool is written")
         calls = [call for call in piped.tool_calls if call.name in tools]
-        tasks = [asyncio.ensure_future(self._run_tool(message, call, tools[call.name])) for call in calls]
+        denied = asyncio.ensure_future(self._denied(message))
+        tasks = [asyncio.ensure_future(self._run_tool(message, call, tools[call.name], denied)) for call in calls]
         try:
-            outputs = await asyncio.gather(*tasks)
+            _, *outputs = await asyncio.gather(denied, *tasks)
         except (Exception, asyncio.CancelledError) as error:
             # The turn or its handler failed, not a tool: cancel all calls, so that no call waits for an output.
-            for task in tasks:
+            for task in tasks if not self._backend.drains(error) else ():  # the next attempt calls again what is cut
                 task.cancel()
-            await asyncio.wait(tasks)
-            is_cancelled = isinstance(error, asyncio.CancelledError)
-            if (is_cancelled and self._is_ending) or drains(self._backend, error):
+            await asyncio.gather(*tasks, return_exceptions=True)  # cancels them if it is cancelled
+            if self._is_left_by(error):
                 raise
-            reason = "the tool was cancelled" if is_cancelled else "the turn failed"
+            reason = "the tool was cancelled" if isinstance(error, asyncio.CancelledError) else "the turn failed"
             for call, task in zip(calls, tasks, strict=True):
                 if task.cancelled() or task.exception():
                     with contextlib.suppress(TenutoError):
@@ -532,9 +541,11 @@ class Turn:
             raise
         return {call.call: output for call, output in zip(calls, outputs, strict=True)}
 
-    async def _run_tool(self, message: Writer, call: ToolCall, function: Callable[..., object]) -> Json:
+    async def _run_tool(
+        self, message: Writer, call: ToolCall, function: Callable[..., object], denied: Awaitable[set[tuple[int, Json]]]
+    ) -> Json:
         """Run a call as a step, and return its output, which is written into its part; a failure is an output, too."""
-        if call.call in self._refused:
+        if (call.part, call.call) in await denied:
             return {"error": "not approved"}
 
         async def run(arguments: dict[str, Any]) -> object:
@@ -544,7 +555,7 @@ class Turn:
             except (Exception, asyncio.CancelledError, SystemExit) as error:  # that of `argparse` would end the process
                 if isinstance(error, asyncio.CancelledError) and (task := asyncio.current_task()) and task.cancelling():
                     raise
-                if drains(self._backend, error):
+                if self._backend.drains(error):
                     raise  # the next attempt runs the tool again
                 raise _ToolFailed from error  # also if the tool has cancelled a task of its own
 
@@ -567,6 +578,10 @@ class Turn:
     def _is_ending(self) -> bool:
         """Return whether a cancellation comes from a stop or a shutdown, and not from the handler itself."""
         return self.is_cancelled or self._backend.is_shutting_down
+
+    def _is_left_by(self, error: BaseException) -> bool:
+        """Return whether `error` ends the handler because of a stop or a shutdown; then tool parts stay as they are."""
+        return self._backend.drains(error) or (isinstance(error, asyncio.CancelledError) and self._is_ending)
 
     def _answer(self, purpose: str) -> Writer:
         """Return the answer that is being written. Raises LocalError if none has begun."""

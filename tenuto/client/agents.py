@@ -117,10 +117,7 @@ class RemoteBackend:
     may_begin = True  # `watch` has confirmed the turn
 
     def __init__(self, client: Client, agents: Agents, turn: ClaimedTurn, *, debug: bool | None) -> None:
-        self._client = client
-        self._agents = agents
-        self._turn = turn
-        self._debug = debug
+        self._client, self._agents, self._turn, self._debug = client, agents, turn, debug
         self.limits = client._limits
         # what the client has in the same form
         self.read, self.page, self.take_waiting = client.read, client.history, client.take_waiting
@@ -129,6 +126,10 @@ class RemoteBackend:
     def is_shutting_down(self) -> bool:
         """Return whether the process ends (`Backend.is_shutting_down`)."""
         return self._agents.is_ending
+
+    def drains(self, error: BaseException) -> bool:
+        """Return False: a hub that drains is not this process, which keeps its turns (`Backend.drains`)."""
+        return False
 
     def now_ms(self) -> int:
         """Return the time of the client's clock (`Backend.now_ms`)."""
@@ -220,8 +221,7 @@ class RemoteWatch(Watch):
         while (reply := self._replies.get(command.id)) is None:
             if seen != self._view._starts and all(one.id != command.id for one in self.commands()):
                 seen = self._view._starts
-                reply = await self._ask_for_reply(command)
-                if reply is not None:
+                if (reply := await self._ask_for_reply(command)) is not None:
                     return reply
             else:
                 await self.changed()
@@ -242,11 +242,8 @@ class RemoteWatch(Watch):
 
     def waiting(self) -> list[Message]:
         """Return messages that may wait for an agent (`Watch.waiting`); only the server knows whether they do."""
-        return [
-            one
-            for one in self._view.messages
-            if one.role == "user" and one.status == "complete" and one.created > self._turn.message.created
-        ]
+        found = [one for one in self._view.messages if one.role == "user" and one.status == "complete"]
+        return [one for one in found if one.created > self._turn.message.created]
 
     def close(self) -> None:
         """Stop using the view (`Watch.close`)."""

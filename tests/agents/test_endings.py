@@ -34,8 +34,7 @@ async def endings(hub: Hub) -> list[tuple[str, str, str | None]]:
 
 @virtually
 async def test_an_answer_that_is_stopped_while_it_is_opened_ends_cancelled() -> None:
-    is_entered = False
-    begun = asyncio.Event()
+    is_entered, begun = False, asyncio.Event()
 
     async def bot(turn: Turn) -> None:
         nonlocal is_entered
@@ -74,9 +73,7 @@ async def test_a_question_of_a_turn_that_is_stopped_while_it_is_being_stored_is_
 @virtually
 async def test_a_handler_whose_question_is_asked_again_begins_no_further_answer(has_begun: bool) -> None:
     """The later round has begun, or waits for the end of the handler, which ignores its cancellation."""
-    refusals: list[str] = []
-    is_asked_again = asyncio.Event()
-    late: list[asyncio.Task[None]] = []
+    refusals, is_asked_again, late = list[str](), asyncio.Event(), list[asyncio.Task[None]]()
 
     async def go_on(turn: Turn) -> None:
         await is_asked_again.wait()
@@ -133,8 +130,7 @@ async def test_message_whose_opening_is_cancelled_is_ended_at_once_or_when_the_s
 @virtually
 async def test_handler_that_ignores_its_cancellation_writes_no_more_and_keeps_its_slot_for_ten_seconds() -> None:
     """After two seconds the server ends the answer."""
-    begun: list[tuple[str, float]] = []
-    refused: list[Finished] = []
+    begun, refused = list[tuple[str, float]](), list[Finished]()
     is_over, release = asyncio.Event(), asyncio.Event()
     loop = asyncio.get_running_loop()
 
@@ -168,8 +164,7 @@ async def test_handler_that_ignores_its_cancellation_writes_no_more_and_keeps_it
     assert [(one.text, one.status) for one in found[2:]] == [("?", "cancelled"), ("next", "complete")]
     assert [text for text, _ in begun] == ["?", "next"]
     assert 9.0 < begun[1][1] - stopped_s < 11.0  # SHUTDOWN_S
-    assert hub.runtime.scheduler.stats()["turns_running"] == 0
-    assert len(refused) == 1
+    assert (hub.runtime.scheduler.stats()["turns_running"], len(refused)) == (0, 1)
     release.set()
     await asyncio.sleep(1)
 

@@ -229,8 +229,7 @@ async def test_answer_that_its_first_writer_completes_while_the_next_attempt_wai
 
 @virtually
 async def test_reply_that_has_left_memory_reaches_the_agent() -> None:
-    hub = new_hub(Slow(), limits=Limits(channel_bytes=2_000))
-    replies: list[bool] = []
+    hub, replies = new_hub(Slow(), limits=Limits(channel_bytes=2_000)), list[bool]()
 
     @hub.agent("c")
     async def bot(turn: Turn) -> None:
@@ -255,8 +254,7 @@ async def test_answers_of_a_turn_whose_processes_died_too_often_are_failed(
     on_crash: Any, max_tries: int, numbers: int
 ) -> None:
     """The last process finds an answer that the one before it has ended as interrupted."""
-    store = Failing()
-    seen: list[int] = []
+    store, seen = Failing(), list[int]()
 
     async def bot(turn: Turn) -> None:
         seen.append(turn.attempt)

@@ -215,8 +215,7 @@ async def test_turn_takes_in_the_messages_that_follow_its_own(
     messages: list[tuple[str, str | None, str | None]], taken: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A message has its id, its parent (empty: the newest message) and the message that it replies to."""
-    hub = new_hub()
-    got: list[str] = []
+    hub, got = new_hub(), list[str]()
     read = Mock(side_effect=history.parents_in)  # anybody may send many messages with unknown parents
     monkeypatch.setattr("tenuto.agents.turn.parents_in", read)
     begun, arrived = asyncio.Event(), asyncio.Event()

@@ -107,8 +107,7 @@ async def test_input_stays_at_each_moment(
     moment: str, dies: bool, is_remote: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The process dies, or the call is cancelled while others wait."""
-    got: list[list[str]] = []
-    is_held = True
+    got, is_held = list[list[str]](), True
 
     async def at(now: str, args: Any) -> None:
         nonlocal is_held
@@ -148,8 +147,7 @@ async def test_input_stays_at_each_moment(
 
 @virtually
 async def test_a_steer_that_the_app_has_answered_does_not_come_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    got: list[list[str]] = []
-    note = Steps.note_input
+    got, note = list[list[str]](), Steps.note_input
 
     async def noted(self: Any, fields: Any, *content: Any) -> Any:
         result = await note(self, fields, *content)

@@ -111,8 +111,7 @@ async def test_a_user_message_is_answered_once() -> None:
         ("assistant", "bot", "complete", "you said hello"),
     ]
     assert found[1].reply_to == found[1].parent == asked.id
-    assert found[1].id == reply_id(asked.id, 1)
-    assert found[1].meta == {"model": "none"}
+    assert (found[1].id, found[1].meta) == (reply_id(asked.id, 1), {"model": "none"})
     await asyncio.sleep(60)
     assert [len(await messages(hub, channel)) for channel in ("chat:1", "other:1")] == [2, 1]
 
@@ -122,8 +121,7 @@ async def test_a_user_message_is_answered_once() -> None:
 async def test_a_channel_has_one_turn_at_a_time_in_order_or_as_many_as_are_allowed(
     settings: dict[str, Any], most: int
 ) -> None:
-    hub = new_hub()
-    running = list[str]()
+    hub, running = new_hub(), list[str]()
     counts, order = set[int](), list[str]()
 
     @hub.agent("chat:*", **settings)
@@ -212,8 +210,7 @@ async def test_answer_of_a_handler_that_fails_has_the_reason_and_the_next_turn_r
 @pytest.mark.parametrize("target", ["question", "answer"])
 @virtually
 async def test_cancel_stops_the_handler_at_once_and_gets_a_reply(target: str) -> None:
-    stopped: list[float] = []
-    loop = asyncio.get_running_loop()
+    stopped, loop = list[float](), asyncio.get_running_loop()
 
     async def bot(turn: Turn) -> None:
         try:
@@ -249,8 +246,7 @@ async def test_cancel_stops_the_handler_at_once_and_gets_a_reply(target: str) ->
 @virtually
 async def test_agent_is_present_with_its_state(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tenuto.sources.tries.jitter", lambda: 0.5)
-    hub = new_hub()
-    states: list[Any] = []
+    hub, states = new_hub(), list[Any]()
 
     @hub.agent("chat:*", name="helper")
     async def bot(turn: Turn) -> None:

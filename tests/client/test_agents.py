@@ -56,8 +56,7 @@ async def until_answered(hub: Hub, count: int = 1, channel: str = "chat:1") -> l
 
 async def test_handler_in_another_process_answers_as_one_in_the_hub(hub: Hub, wire: Wire) -> None:
     tools = [{"type": "function", "name": "f", "description": "x" * 2_000}]
-    seen: list[Any] = []
-    client = client_of(wire, client_id="bot")
+    seen, client = list[Any](), client_of(wire, client_id="bot")
 
     @client.agent("chat:*")
     async def bot(turn: Turn) -> None:
@@ -80,9 +79,7 @@ async def test_handler_in_another_process_answers_as_one_in_the_hub(hub: Hub, wi
 
 async def test_commands_reach_a_handler_in_a_process(hub: Hub, wire: Wire, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(BUILT_IN_COMMANDS, "cancel", CANCEL._replace(after_s=3600.0))  # the agent does it, not the hub
-    seen: list[Any] = []
-    begun = asyncio.Event()
-    client = client_of(wire, client_id="bot")
+    seen, begun, client = list[Any](), asyncio.Event(), client_of(wire, client_id="bot")
 
     @client.agent("chat:*")
     async def bot(turn: Turn) -> None:
@@ -142,8 +139,7 @@ async def test_steer_without_a_possible_reply_harms_no_turn(hub: Hub, wire: Wire
 
 async def test_turns_of_two_agents_survive_their_socket(hub: Hub, wire: Wire) -> None:
     """On a new socket each agent renews its own turns, which the server has not assigned there."""
-    begun: list[str] = []
-    release = asyncio.Event()
+    begun, release = list[str](), asyncio.Event()
     client = client_of(wire, client_id="bot")
 
     async def bot(name: str, turn: Turn) -> None:

@@ -74,8 +74,7 @@ async def test_answer_is_left_to_another_worker_now(text: str, drain_s: float, s
 
 async def test_draining_ends_with_its_turns_although_the_connection_breaks(hub: Hub, wire: Wire) -> None:
     begun, go_on = asyncio.Event(), asyncio.Event()
-    turns: list[str] = []
-    client = client_of(wire, client_id="bot")
+    turns, client = list[str](), client_of(wire, client_id="bot")
 
     @client.agent("chat:*")
     async def bot(turn: Turn) -> None:

@@ -172,8 +172,7 @@ async def test_a_subscription_survives_its_connections(hub: Hub, wire: Wire, cli
                 wire.cut()
                 await becomes(lambda dials=dials: wire.dials > dials)  # type: ignore[misc]
 
-    seen = ""
-    writing = asyncio.create_task(write())
+    seen, writing = "", asyncio.create_task(write())
     async with asyncio.timeout(60):
         async for event in client.subscribe("c", flush_ms=0):
             seen = applied(seen, event)
@@ -211,8 +210,7 @@ async def test_a_channel_may_be_watched_twice_and_many_at_once(hub: Hub, wire: W
 
 async def test_feed_pauses_while_its_subscriber_reads_no_events(hub: Hub, wire: Wire, client: Client) -> None:
     subscription = client.subscribe("c", flush_ms=0)
-    batches = subscription.batches()
-    text = ""
+    batches, text = subscription.batches(), ""
     async with asyncio.timeout(60), hub.message("c") as message, aclosing(batches):
         await anext(batches)
         for _ in range(60):

@@ -66,8 +66,7 @@ def test_json_is_bounded_in_bytes_and_depth() -> None:
     assert check_json("x" * 8, 10, "it", depth=0) == 10
     with pytest.raises(TooLarge) as refusal:
         check_json("x" * 9, 10, "it", depth=0)
-    assert refusal.value.details == {"limit": 10}
-    assert check_json([[[]]], 30, "it", depth=2) == 6
+    assert (refusal.value.details, check_json([[[]]], 30, "it", depth=2)) == ({"limit": 10}, 6)
     assert check_json({"a": {"b": {}}}, 30, "it", depth=2) == 14
     for deeper in ([[[[]]]], {"a": {"b": {"c": {}}}}, [{"a": [{}]}]):
         with pytest.raises(InvalidRequest):

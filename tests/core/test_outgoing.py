@@ -451,8 +451,7 @@ def test_requests_stay_until_they_are_stored_and_a_refusal_drops_them() -> None:
     assert requests(outgoing) == sent
     outgoing.accept_text("y")
     outgoing.refuse(TooLarge("message 'm' would have 9 bytes, the limit is 8"))
-    assert requests(outgoing) == []
-    assert outgoing.unstored_bytes == 0
+    assert (requests(outgoing), outgoing.unstored_bytes) == ([], 0)
     assert outgoing.state is OutgoingState.REFUSED
     outgoing.close()
     with pytest.raises(LocalError, match="has ended"):
@@ -499,8 +498,7 @@ def test_mistake_is_raised_by_its_call_and_changes_no_state(
     with pytest.raises(error):
         mistake(outgoing)
     assert outgoing.state is OutgoingState.OPEN
-    assert outgoing.unstored_bytes == before
-    assert len(requests(outgoing)) == 1
+    assert (outgoing.unstored_bytes, len(requests(outgoing))) == (before, 1)
 
 
 def test_part_larger_than_a_request_is_refused_over_a_network() -> None:

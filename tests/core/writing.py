@@ -206,8 +206,7 @@ class Expected:
             may_differ = one.kind == "attempt" and may_lose and part["type"] == "attempt"
             assert is_lost or may_differ or _shown(part) == [one.kind, _whole(one.content)]
         counted = "".join(_whole(one.content) for one in self.parts if one.kind == "text")
-        assert message.text == counted
-        assert message.meta == self.meta
+        assert (message.text, message.meta) == (counted, self.meta)
         assert message.status == status
 
 

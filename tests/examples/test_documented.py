@@ -41,7 +41,7 @@ TYPED = {
     ("agents.md", 'turn.history("anthropic")'): "hub: Hub, anthropic: AsyncAnthropic",
     ("retries.md", "responses.create"): "message: MessageWriter, client: AsyncOpenAI, turn: Turn, prompt: Any",
     ("retries.md", "X-Conversation-Id"): "message: MessageWriter, client: AsyncOpenAI, turn: Turn, prompt: Any",
-    ("sources.md", "responses.create"): "hub: Hub, openai: AsyncOpenAI, question: str",
+    ("sources.md", "await openai.responses"): "hub: Hub, openai: AsyncOpenAI, question: str",
     ("sources.md", "json.dumps"): "turn: Turn, message: MessageWriter, openai: AsyncOpenAI, tools: Any, search: Any",
     ("openai.md", "responses.connect"): "client: AsyncOpenAI",
     ("ai-sdk.md", "AISDK("): "",  # tests/interop/long/test_react.py runs it

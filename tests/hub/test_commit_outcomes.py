@@ -114,8 +114,7 @@ async def test_appends_and_log_wait_while_the_store_fails(
 @virtually
 async def test_store_that_hangs_is_noticed_after_thirty_seconds_and_the_text_is_kept() -> None:
     store = ScriptedStore()
-    hub = new_hub(store)
-    loop = asyncio.get_running_loop()
+    hub, loop = new_hub(store), asyncio.get_running_loop()
     async with hub.message("c", id="m") as message:
         await message.append("a")
         await message.flush()
@@ -308,8 +307,13 @@ async def test_writer_of_a_message_ended_during_its_creation_gets_the_error_of_t
 
 @virtually
 async def test_failing_housekeeping_ends_no_subscription(monkeypatch: pytest.MonkeyPatch) -> None:
+<<<<<<< HEAD
     hub = new_hub()
     monkeypatch.setattr(hub.store, "tidy", AsyncMock(side_effect=OSError("the connection was reset")))
+=======
+    hub, outside_the_contract = new_hub(), OSError("the connection was reset")
+    monkeypatch.setattr(hub.store, "tidy", AsyncMock(side_effect=outside_the_contract))
+>>>>>>> mag
     watcher = Watcher(hub, "c")
     await watcher.take()
     await asyncio.sleep(60)

@@ -170,8 +170,7 @@ async def test_messages_that_come_and_go_during_an_export_are_not_missing(monkey
 
 @virtually
 async def test_a_round_after_an_import_takes_no_reply_of_an_earlier_round(tmp_path: Path) -> None:
-    hub = new_hub()
-    rounds: list[tuple[int, bool]] = []
+    hub, rounds = new_hub(), list[tuple[int, bool]]()
 
     @hub.agent("chat:*")
     async def bot(turn: Turn) -> None:

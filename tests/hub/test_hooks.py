@@ -35,9 +35,7 @@ def listen(hub: HubCore, kinds: Any = ALL, pattern: str = "chat:*", name: str = 
 async def test_failing_hook_is_retried_in_order_and_delays_no_other_channel(
     error: type[BaseException], caplog: pytest.LogCaptureFixture
 ) -> None:
-    hub = new_hub()
-    received: list[str] = []
-    failures = 3
+    hub, received, failures = new_hub(), list[str](), 3
 
     @hub.on("message.create", "chat:*", name="h")
     async def receive(event: HookEvent) -> None:

@@ -146,8 +146,7 @@ def summary_of(facts: list[Fact]) -> ChannelSummary:
 
 def swept(policy: Policy, facts: list[Fact], page: int = 3) -> tuple[list[Fact], Sweep]:
     """Return the facts that go, and the sweep at its end."""
-    sweep = Sweep(policy, summary_of(facts), NOW_MS)
-    due: list[Fact] = []
+    sweep, due = Sweep(policy, summary_of(facts), NOW_MS), list[Fact]()
     while sweep.is_needed and not sweep.is_over:
         found = [one for one in facts if one.version > sweep.after][:page]
         due += sweep.take(found, is_last=len(found) < page)

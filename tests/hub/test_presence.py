@@ -88,8 +88,7 @@ async def test_a_new_start_of_a_feed_shows_members_and_signals_once() -> None:
     await asyncio.sleep(1)
     await watcher.take()
     assert [member.id for member in watcher.view.members()] == ["bea", "ann"]
-    assert watcher.view.count == 2
-    assert [type(one) for one in watcher.events].count(Signal) == 1
+    assert (watcher.view.count, [type(one) for one in watcher.events].count(Signal)) == (2, 1)
     await watcher.leave()
 
 

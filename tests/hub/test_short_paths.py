@@ -49,8 +49,7 @@ def long_way(batch: EncodedBatch) -> tuple[bytes, tuple[bytes, ...]]:
 
 @given(worlds, st.data())
 def test_event_of_a_sole_append_is_that_of_the_catch_up(world: World, data: st.DataObject) -> None:
-    shelf = Shelf()
-    state = ChannelState("c")
+    shelf, state = Shelf(), ChannelState("c")
     for entry in world.log:
         if data.draw(st.integers(0, 9)) == 0 and state.serial:  # the channel leaves memory, and is read again
             serial, state = state.serial, ChannelState("c", "e", state.serial)

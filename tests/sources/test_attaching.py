@@ -290,8 +290,7 @@ async def test_streams_of_a_continued_answer_that_had_ended_stay_in_view_and_are
     (answer,) = await answers_over_a_crash(respond, "continue", *shown)
     assert (answer.status, answer.text) == ("complete", shown[0][-1])
     assert {*filter(None, shown[1])} == {answer.text}
-    assert len(model.asked) == len(kinds)
-    assert pipes[len(kinds) :] == pipes[: len(kinds)]
+    assert (len(model.asked), pipes[len(kinds) :]) == (len(kinds), pipes[: len(kinds)])
 
 
 @pytest.mark.parametrize("on_crash", ["restart", "continue"])
@@ -835,8 +834,7 @@ async def test_next_process_finds_the_responses_of_calls_that_run_at_once_by_the
 
     (answer,) = await answers_over_a_crash(bot, "restart")
     ids = ["r1"] if first == "is refused" else ["r0", "r1"]
-    assert sorted(provider.attached) == ids
-    assert provider.made.count("r1") == 1
+    assert (sorted(provider.attached), provider.made.count("r1")) == (ids, 1)
     assert answer.status == "complete"
     assert [answer.text.count(f"The text of {id} and its end. ") for id in ids] == [1] * len(ids)
 

@@ -66,8 +66,7 @@ async def test_a_model_over_responses(hub: Hub, provider: Provider) -> None:
     async with hub.message("chat:1") as message:
         await message.pipe(lambda: model.astream("Hi"), retry_s=0)
     stored, _ = await hub.read("chat:1", message.id)
-    assert stored.parts == PARTS
-    assert stored.meta["usage"] == RESPONSES_USAGE
+    assert (stored.parts, stored.meta["usage"]) == (PARTS, RESPONSES_USAGE)
 
 
 async def test_a_model_of_the_apps_own_ends_with_its_last_chunk(hub: Hub) -> None:

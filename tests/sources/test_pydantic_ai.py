@@ -54,8 +54,7 @@ async def test_a_run_with_a_tool_becomes_parts_in_order(
     assert (tool["call"], tool["input"], tool["state"]) == ("call_1", INPUT, "done")
     assert (tool["output"], text["text"], stored.status) == ("rain in Oslo", "Rain in Oslo", "complete")
     assert (thought, piped.finish_reason, piped.tool_calls) == (PARTS[0], "stop", [])
-    assert stored.meta["model"] == "gpt-test"
-    assert piped.usage["output_tokens"] == 14
+    assert (stored.meta["model"], piped.usage["output_tokens"]) == ("gpt-test", 14)
 
 
 async def test_a_tool_that_asks_to_be_called_again_is_in_error(

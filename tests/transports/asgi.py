@@ -47,8 +47,7 @@ async def exchange(
     leaves: bool = False,
 ) -> list[Any]:
     """Send one request, or open a socket; return what the app sends. One that `leaves` takes one batch of a stream."""
-    sent: list[Any] = []
-    has_batch = asyncio.Event()
+    sent, has_batch = list[Any](), asyncio.Event()
     is_socket = kind == "websocket"
     waiting: list[dict[str, Any]] = [{"type": "http.request", "body": body}]
     if is_socket:

@@ -17,8 +17,7 @@ from tests.transports.watching import write
 
 @pytest.mark.parametrize("served", ["hand"], indirect=True)
 async def test_batches_do_not_go_through_the_servers_send(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
-    sent: list[bytes] = []
-    send = RequestResponseCycle.send
+    sent, send = list[bytes](), RequestResponseCycle.send
 
     async def noting(self: Any, message: Any) -> None:
         if message["type"] == "http.response.body":
@@ -30,8 +29,7 @@ async def test_batches_do_not_go_through_the_servers_send(served: Served, monkey
         await viewer.until_attached()
         text = await write(served.hub, "c", ["x" * (MAX_CHUNK_BYTES + 1), *(f"{number} " for number in range(100))])
         await viewer.until(lambda: viewer.checker.status("m1") == "complete")
-        assert viewer.checker.text("m1") == text
-        assert viewer.checker.violations == []
+        assert (viewer.checker.text("m1"), viewer.checker.violations) == (text, [])
     assert not [body for body in sent if b"event: " in body]
 
 

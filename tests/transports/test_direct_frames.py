@@ -185,9 +185,7 @@ async def check_bytes(plan: list[str], flush_ms: int) -> None:
 
 @virtually
 async def test_frames_to_an_idle_socket_do_not_go_through_send() -> None:
-    place = Place()
-    sent: list[Any] = []
-    send = WebSocketsSansIOProtocol.send
+    place, sent, send = Place(), list[Any](), WebSocketsSansIOProtocol.send
 
     async def noting(protocol: Any, message: Any) -> None:
         if protocol is place.peers[0].protocol:

@@ -98,8 +98,7 @@ async def test_presence_position_counts_only_for_its_client_without_history(serv
     assert kinds(response) == ["message.create", "presence.enter"]
     assert await poll(served, response["cursor"], "ada", wait_s=0) == {"cursor": response["cursor"], "events": []}
 
-    place = of_presence(cursor)
-    log = cursor.partition("@")[0]
+    place, log = of_presence(cursor), cursor.partition("@")[0]
     earlier = place._replace(serial=2)  # a position before `early` left
     for forged in (earlier, earlier._replace(extra=""), place._replace(extra=""), place._replace(extra="h" * 23)):
         response = await poll(served, f"{log}@{forged}", "ada")

@@ -78,8 +78,7 @@ async def test_streams_and_sockets_work_below_the_mount_and_under_middleware(mou
         await stream.until(lambda: stream.checker.status("m1") == "complete")
         await socket.until(lambda: socket.checker.status("m1") == "complete")
         for viewer in (stream, socket):
-            assert viewer.checker.text("m1") == text
-            assert viewer.checker.violations == []
+            assert (viewer.checker.text("m1"), viewer.checker.violations) == (text, [])
 
 
 # Mistakes of the app that mounts the hub

@@ -44,8 +44,7 @@ def test_the_table_of_errors_is_that_of_the_classes() -> None:
 
 
 def test_every_route_is_documented_and_every_documented_request_is_a_route() -> None:
-    message = "/v1/channels/{channel}/messages/{id}"
-    documented = set()
+    message, documented = "/v1/channels/{channel}/messages/{id}", set()
     for request, *_ in rows(section("8.1")):
         found = re.match(r"`(\w+) ([^?`]+)", request)
         assert found is not None, request

@@ -63,8 +63,7 @@ async def carried(sender: Sender, peer: Peer) -> None:
 
 
 async def test_messages_are_sent_one_after_another(make: Make) -> None:
-    sent: list[str] = []
-    sending = 0
+    sent, sending = list[str](), 0
 
     async def send(message: Any) -> None:
         nonlocal sending
@@ -220,8 +219,7 @@ async def test_every_target_is_called_once_per_period() -> None:
         heartbeats.add(heart, 15)
     for _ in range(30):
         heartbeats.tick()
-    assert {heart.beats for heart in quick} == {15}
-    assert {heart.beats for heart in slow} == {2}
+    assert ({heart.beats for heart in quick}, {heart.beats for heart in slow}) == ({15}, {2})
 
 
 async def test_until_empty_returns_after_the_last_removal() -> None:

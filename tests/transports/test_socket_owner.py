@@ -156,8 +156,7 @@ def test_shortage_of_descriptors_lets_no_stranger_in(monkeypatch: pytest.MonkeyP
 
 
 async def test_a_connection_of_serve_is_looked_up_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    looked_up: list[Any] = []
-    real = origin._objection_to_peer
+    looked_up, real = list[Any](), origin._objection_to_peer
 
     def counted(scope: Any) -> str | None:
         looked_up.append(scope["client"])

@@ -178,8 +178,7 @@ async def test_agent_is_not_counted_and_its_text_counts_for_no_viewer(counted: V
         response = await counted.post(f"{CHANNEL}/messages", {"role": "assistant", "text": TEXT}, bot)
         assert response.status_code == 201, response.text
     await stream.until(lambda: sum(TEXT in event.data.decode() for event in stream.events) == 3)
-    assert charged_bytes(counted) == before
-    assert charged_bytes(counted, "bot") == 0
+    assert (charged_bytes(counted), charged_bytes(counted, "bot")) == (before, 0)
 
 
 async def test_few_large_pages_are_read_at_once(served: Verified) -> None:
@@ -200,8 +199,7 @@ async def test_few_large_pages_are_read_at_once(served: Verified) -> None:
         pages = [tasks.create_task(served.http.get(f"{CHANNEL}/messages", headers=headers)) for _ in range(25)]
         await served.until(lambda: begun + sum(one.done() for one in pages) == 25)
         release.set()
-    assert begun == 20
-    assert sorted({one.result().status_code for one in pages}) == [200, 429]
+    assert (begun, sorted({one.result().status_code for one in pages})) == (20, [200, 429])
     for _ in range(80):  # each of the 20 pages has cost one request, and no more
         assert (await served.http.get(CHANNEL, headers=headers)).status_code == 200
     assert (await served.http.get(CHANNEL, headers=headers)).status_code == 429

@@ -147,8 +147,7 @@ async def test_hubs_of_one_host_keep_their_cookies_apart(hub: Hub) -> None:
             await browser.get("/", headers={"sec-fetch-site": "cross-site"})
         response = await browser.get("/")
     cookies = {one.split("=")[1].partition(".")[0] for one in response.headers.get_list("set-cookie")}
-    assert cookies == set(response.json())
-    assert len(cookies) == 2
+    assert (cookies, len(cookies)) == (set(response.json()), 2)
     with pytest.raises(LocalError, match="another hub"):
         Hub("memory://", authenticate=hub.authenticate)
     await other.close()
@@ -494,14 +493,12 @@ async def test_question_of_a_route_and_its_answer_count_once() -> None:
         statuses = [(await served.http.post(path)).status_code for path in paths]
         path = f"/of-channel?channel=chat:{new_visitor_id(bytes(13))}"
         by_channel = [(await served.http.post(path)).status_code for _ in range(4)]
-    assert statuses == [200, 200, 200, 429, 429]
-    assert by_channel == [200, 200, 200, 429]
+    assert (statuses, by_channel) == ([200, 200, 200, 429, 429], [200, 200, 200, 429])
 
 
 @pytest.mark.parametrize("path", ["/ask", "/blocking", "/access"])
 async def test_page_of_another_site_stores_no_question_by_a_get_route(hub: Hub, path: str) -> None:
-    guests = guests_of(hub)
-    app = FastAPI()
+    guests, app = guests_of(hub), FastAPI()
 
     @app.get("/ask")
     async def ask(id: str, visitor: str = Depends(guests.of)) -> str:
@@ -529,8 +526,7 @@ async def test_page_of_another_site_stores_no_question_by_a_get_route(hub: Hub, 
 
 async def test_answer_in_a_channel_of_a_visitor_counts_for_it_without_a_word_of_the_app() -> None:
     guests = visitors(questions_per_minute=2)
-    hub = new_hub(authenticate=guests)
-    app = FastAPI()
+    hub, app = new_hub(authenticate=guests), FastAPI()
     channel = f"chat:{new_visitor_id(bytes(13))}.2"
 
     @app.post("/ask")

@@ -110,6 +110,6 @@ function tried(read) {
 
 /** Return whether the browser keeps a cookie like that of the hub. In a frame of a page of another site it does not. */
 function keepsCookies() {
-  document.cookie = "tenuto-visitor=;samesite=lax;max-age=1" // of a second, and `Lax` as the hub's
+  document.cookie = "tenuto-visitor=;samesite=lax;max-age=9" // of some seconds, and `Lax` as the hub's
   return document.cookie.includes("tenuto-visitor")
 }
