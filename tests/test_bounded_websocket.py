@@ -160,8 +160,7 @@ steps = st.lists(
 
 async def results(queue: Any, event: Any, plan: list[Step]) -> list[object]:
     """Carry out `plan` on both, and return in order who got which message, and who passed the event."""
-    log: list[object] = []
-    waiting: list[asyncio.Task[None]] = []
+    log, waiting = list[object](), list[asyncio.Task[None]]()
     is_empty = (lambda: not queue.messages) if isinstance(queue, Inbox) else queue.empty
 
     async def take(number: int) -> None:

@@ -74,8 +74,7 @@ def test_closed_client_raises(server: Server) -> None:
         client.create("c", text="too early")
     client.start()
     watching, kept = iter(client.subscribe("c")), iter(client.subscribe("c"))
-    next(watching)
-    next(kept)
+    assert all(map(next, (watching, kept)))
     client.close()
     client.close()
     with pytest.raises(LocalError):

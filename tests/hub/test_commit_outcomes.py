@@ -307,13 +307,8 @@ async def test_writer_of_a_message_ended_during_its_creation_gets_the_error_of_t
 
 @virtually
 async def test_failing_housekeeping_ends_no_subscription(monkeypatch: pytest.MonkeyPatch) -> None:
-<<<<<<< HEAD
     hub = new_hub()
     monkeypatch.setattr(hub.store, "tidy", AsyncMock(side_effect=OSError("the connection was reset")))
-=======
-    hub, outside_the_contract = new_hub(), OSError("the connection was reset")
-    monkeypatch.setattr(hub.store, "tidy", AsyncMock(side_effect=outside_the_contract))
->>>>>>> mag
     watcher = Watcher(hub, "c")
     await watcher.take()
     await asyncio.sleep(60)

@@ -148,8 +148,7 @@ def test_events_since_any_position_also_delayed_ones_of_a_crowd_bring_every_view
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("tenuto.hub.people.presence_state.KEPT_LEFT", kept)
         patch.setattr("tenuto.hub.people.presence_state.CROWD_MEMBERS", 1)
-        due: list[Callable[[], None]] = []
-        received: list[int] = []
+        due, received = list[Callable[[], None]](), list[int]()
         presence_state = PresenceState(Limits(), lambda: received.append(presence_state.position))
         patch.setattr("asyncio.get_running_loop", lambda: SimpleNamespace(call_later=lambda _, one: due.append(one)))
 

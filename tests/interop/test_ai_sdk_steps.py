@@ -152,8 +152,7 @@ def asked(id: str, call: str) -> QuestionAsked:
 
 def moments(events: list[tuple[int, Any]]) -> list[tuple[list[Any], TurnDelta]]:
     """Return for each event the parts before it, and its delta. An event is the value of a part, or more text."""
-    parts: list[Any] = []
-    found: list[tuple[list[Any], TurnDelta]] = []
+    parts, found = list[Any](), list[tuple[list[Any], TurnDelta]]()
     for index, value in events:
         before = [dict(part) for part in parts]
         delta: Any

@@ -84,8 +84,7 @@ async def test_two_mistakes_of_a_verifier_at_one_line_are_both_logged(
     """The same text is logged once an hour, and another text of that line a minute later."""
     time = Time()
     monkeypatch.setattr(access, "refusals", Refusals(time))
-    users: dict[str, str] = {}
-    claims = iter(("sub", "sub", "name", "sub", "name"))
+    claims, users = iter(("sub", "sub", "name", "sub", "name")), dict[str, str]()
 
     async def verify(scope: Any) -> Identity | None:
         return Identity(client_id=users[next(claims)])
