@@ -59,6 +59,7 @@ async def wait_for_answer(hub: Hub, channel: str, question: str | None = None, *
         async with asyncio.timeout(timeout_s):
             await hub.start()
             with closing(LocalWatch(hub, channel)) as watch:
+                await hub.runtime.fresh(channel)  # follows the channel in a store that is shared
                 while True:
                     page = await hub.history(channel, limit=_LISTED)
                     found = page.messages

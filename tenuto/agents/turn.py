@@ -14,7 +14,7 @@ import inspect
 import json
 import logging
 import secrets
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Container, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Container, Mapping
 from functools import partial
 from itertools import count
 from typing import Any, Literal, NamedTuple
@@ -25,14 +25,13 @@ from tenuto.agents.backend import Backend, Sent, Watch, find, patiently
 from tenuto.agents.history import Shape, as_turns, begin_of, chain_to, parents_in, path_to, system_texts
 from tenuto.agents.request import TurnRequest
 from tenuto.agents.steps import UNSTORABLE, Allowance, Steps, check_function, input_of
-from tenuto.core.decide import DENIED
 from tenuto.core.errors import AlreadyAnswered, Forbidden, LocalError, TenutoError, TooLarge, public_reason, shown
-from tenuto.core.model import Json, Message, Part, check_json, plain
+from tenuto.core.model import Json, Message, check_json, plain
 from tenuto.core.names import base32
 from tenuto.core.ops import digest
 from tenuto.core.outgoing import PartIndex
 from tenuto.core.state import part_bytes
-from tenuto.core.turns import APPROVE, STEER, WITHDRAWN, attempt_of, question_id, reply_id
+from tenuto.core.turns import STEER, WITHDRAWN, attempt_of, question_id, reply_id
 from tenuto.portal import Piped, ToolCall, Try, Writer, current_try
 from tenuto.sources.reading import CALLED, DONE, ERROR
 
@@ -126,7 +125,6 @@ class Turn:
         self._cancelled_ends_s: dict[str, float] = {}  # ends of questions whose `ask` was cancelled, by their ids
         # ids of questions that have no reply yet, also of earlier attempts: this one may ask them again
         self.open_questions: set[str] = set()
-        self._has_asked = False  # True: people were asked to approve a call, and may have denied it
 
     @property
     def text(self) -> str:
@@ -339,7 +337,6 @@ class Turn:
         begun = self.begun
         target = begun[-1].id if begun else self.message.id
         await self.steps.ask(name)
-        self._has_asked |= name == APPROVE.name
         if begun:
             begun[-1].close_text()
             await begun[-1].flush()  # store the text first, so that people see it above the question
@@ -392,23 +389,14 @@ class Turn:
         answers knows calls by their ids only.
         """
         if isinstance(data, dict) and "call" in data:
-            for part in reversed(await self._parts_of(target)):  # a model may have repeated the id since
+            answer = None
+            with contextlib.suppress(Forbidden):
+                answer = await patiently(partial(find, self._backend, self.channel, target))
+            for part in answer.parts if answer is not None else ():
                 if part["type"] == "tool" and part["call"] == data["call"]:
                     with contextlib.suppress(ValueError, OverflowError, RecursionError):
                         return digest({**data, "call": [part["name"], json.loads(part["input"] or "{}")]}).hex()
         return digest(data).hex()
-
-    async def _parts_of(self, message_id: str) -> Sequence[Part]:
-        """Return the stored parts of a message; none if the agent may not read it."""
-        message = None
-        with contextlib.suppress(Forbidden):
-            message = await patiently(partial(find, self._backend, self.channel, message_id))
-        return message.parts if message is not None else ()
-
-    async def _denied(self, message: Writer) -> set[tuple[int, Json]]:
-        """Return the calls of an answer that people have denied, after the indexes of their parts: ids may repeat."""
-        parts = enumerate(await self._parts_of(message.id) if self._has_asked else ())
-        return {(index, one["call"]) for index, one in parts if one["type"] == "tool" and one.get("state") == DENIED}
 
     async def _send_question(self, content: str, name: str, target: str, data: Json, timeout_s: float) -> Sent:
         """Send a question, or return it as an earlier attempt has sent it, with its reply.
@@ -515,17 +503,16 @@ class Turn:
         The arguments of a call are those of its function, and its output is written into its part. A step is its tool
         and its arguments: a later attempt that asks the model again, and gets the same call under another id, does not
         run it again. If a function raises, or its result cannot be stored, the output is `{"error": reason}`, for the
-        model; so it is for a call that people have denied, which does not run (one whose question has expired does).
-        Raises LocalError without an answer, TooMany, Fenced, Draining if a function does; then all calls end.
+        model. Calls that people have denied run, too: leave them out of `piped.tool_calls`. Raises LocalError without
+        an answer, TooMany, Fenced, Draining if a function does; then all calls end.
         """
         asked = {*map(id, piped.tool_calls)}  # by identity: several answers may have equal calls
         own = (one for one in self.begun if not asked.isdisjoint(map(id, one.tool_calls)))
         message = next(own, None) or self._answer("the output of a tool is written")
         calls = [call for call in piped.tool_calls if call.name in tools]
-        denied = asyncio.ensure_future(self._denied(message))
-        tasks = [asyncio.ensure_future(self._run_tool(message, call, tools[call.name], denied)) for call in calls]
+        tasks = [asyncio.ensure_future(self._run_tool(message, call, tools[call.name])) for call in calls]
         try:
-            _, *outputs = await asyncio.gather(denied, *tasks)
+            outputs = await asyncio.gather(*tasks)
         except (Exception, asyncio.CancelledError) as error:
             # The turn or its handler failed, not a tool: cancel all calls, so that no call waits for an output.
             for task in tasks if not self._backend.drains(error) else ():  # the next attempt calls again what is cut
@@ -541,12 +528,8 @@ class Turn:
             raise
         return {call.call: output for call, output in zip(calls, outputs, strict=True)}
 
-    async def _run_tool(
-        self, message: Writer, call: ToolCall, function: Callable[..., object], denied: Awaitable[set[tuple[int, Json]]]
-    ) -> Json:
+    async def _run_tool(self, message: Writer, call: ToolCall, function: Callable[..., object]) -> Json:
         """Run a call as a step, and return its output, which is written into its part; a failure is an output, too."""
-        if (call.part, call.call) in await denied:
-            return {"error": "not approved"}
 
         async def run(arguments: dict[str, Any]) -> object:
             try:

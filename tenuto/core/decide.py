@@ -848,7 +848,7 @@ def _approval_noted(
     is_judgement = command.sent.name == APPROVE.name and reply.error is None
     if not is_judgement or target is None or not target.is_streaming:
         return ()
-    for index, part in reversed([*enumerate(target.parts)]):  # the newest: a model may repeat the ids of its calls
+    for index, part in enumerate(target.parts):
         fields = part.fields
         has_other = isinstance(asked, SendCommand) and "approval" in fields  # a repeat; maybe of a newer question
         if fields["type"] == "tool" and fields["call"] == call and "output" not in fields and not has_other:

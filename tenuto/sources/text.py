@@ -95,11 +95,11 @@ class SSEText(Source):
     | `data:` with a JSON string | that string: text of one text part |
     | `data:` with a JSON object | the text in the field of `text_field=`, if any; without `text_field=` a failure |
     | `data:` with other text, if the first frame holds no JSON | that text |
-    | `data: [DONE]`, an event named `done` or `end` | the end; later frames are ignored |
-    | an event named `thinking` or `reasoning` | reasoning |
-    | an event named `error`, an object with `error` in place of the text | UpstreamError |
-    | an event named `ping` or `heartbeat`, a comment, `id:`, `retry:` | ignored |
-    | an event of a name that is not known to hold text | LocalError, which names the remedy |
+    | `data: [DONE]`, an event `done` or `end` | the end; later frames are ignored |
+    | an event `thinking` or `reasoning` | reasoning |
+    | an event `error`, an object with `error` in place of the text | UpstreamError |
+    | an event `ping` or `heartbeat`, a comment, `id:`, `retry:` | ignored |
+    | any other named event | LocalError, which names the remedy |
     | a line that is not a field, before the first whole frame | the stream is plain text, from its beginning |
     | the end of the iterator | the end: an iterator that fails must raise |
     """

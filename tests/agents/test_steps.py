@@ -517,31 +517,23 @@ async def test_a_question_that_was_cancelled_goes_on_when_it_is_asked_again(key:
 
 
 @virtually
-async def test_equal_calls_have_a_question_each_and_only_one_that_is_denied_does_not_run() -> None:
-    found: list[Any] = []
+async def test_equal_calls_have_a_question_each_although_the_key_is_one() -> None:
+    found: list[bool] = []
 
     async def bot(turn: Turn) -> None:
         async with turn.reply() as message:
-            part = {"type": "tool", "name": "pay", "input": "{}", "state": "called"}
-            for asks, ids in ((True, "ab"), (False, "b"), (True, "b")):  # a model may repeat an id
-                calls = [ToolCall(id, "pay", "{}", await message.part({**part, "call": id})) for id in ids]
-                for call in calls if asks else ():
-                    with contextlib.suppress(TimeoutError):  # the last reply comes later
-                        async with asyncio.timeout(5):
-                            found.append((await turn.ask("approve", {"call": call.call}, key="pay")).ok)
-                await asyncio.sleep(10)
-                found.append(await turn.run_tools(Piped("", tool_calls=calls), {"pay": lambda: "paid"}))
+            for call in ("a", "b"):
+                await message.part({"type": "tool", "call": call, "name": "pay", "input": "{}", "state": "called"})
+                found.append((await turn.ask("approve", {"call": call}, key="pay")).ok)
 
     hub = await hub_asked(bot)
-    for wait_s, call in ((1, "a"), (1, "b"), (28, "b")):
-        await asyncio.sleep(wait_s)
+    for call in ("a", "b"):
+        await asyncio.sleep(1)
         (question,) = await hub.pending_commands("chat:1")
         assert question.data == {"call": call}
-        await hub.reply("chat:1", question.id, ok=call == "a")
-    await asyncio.sleep(10)
-    denied = {"b": {"error": "not approved"}}
-    assert found == [True, False, {"a": "paid"} | denied, {"b": "paid"}, denied]
-    assert [part["state"] for part in (await hub.history("chat:1")).messages[0].parts] == ["done", "denied"] * 2
+        await hub.reply("chat:1", question.id)
+    await asyncio.sleep(1)
+    assert found == [True, True]
 
 
 async def drained(turn: Turn) -> None:
