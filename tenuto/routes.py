@@ -282,8 +282,8 @@ class Access:
         targets = [turn.message or turn.answers[0] for turn in await self.open_turns(channel)]
         if hidden_by is not None:
             own = [one for one in targets if one.author == self.identity.client_id]
-            newer = [one for one in targets if one.id == hidden_by]
-            targets = [old for new in newer for old in own if versions_of(new, [old])[0] is not new]
+            new = next((one for one in targets if one.id == hidden_by), None)
+            targets = [old for old in own if new is not None and versions_of(new, [old])[0] is not new]
         for target in targets:
             with suppress(Finished, NotFound):
                 await self.command(channel, "cancel", target=target.id)

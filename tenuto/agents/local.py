@@ -137,7 +137,10 @@ class LocalBackend:
 
     def __init__(self, hub: HubCore, name: str, attempt: int, claimed_s: float) -> None:
         """Give the operations to attempt `attempt` of agent `name`, claimed at `claimed_s` by the hub's loop."""
-        self._hub, self._name, self._attempt, self._claimed_s = hub, name, attempt, claimed_s
+        self._hub = hub
+        self._name = name
+        self._attempt = attempt
+        self._claimed_s = claimed_s
         # what the hub has in the same form
         self.limits, self.now_ms, self.reason_of, self.page = hub.limits, hub.clock.now_ms, hub.reason_of, hub.history
 

@@ -116,7 +116,7 @@ class Steps:
         return any(lock.locked() for lock in self._locks.values())
 
     async def idle(self) -> None:
-        """Wait until no step runs, also none that the handler has left running."""
+        """Wait until no step runs, also no step that the handler has left running."""
         while running := [lock for lock in self._locks.values() if lock.locked()]:
             async with running[0]:
                 pass

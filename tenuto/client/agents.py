@@ -117,7 +117,10 @@ class RemoteBackend:
     may_begin = True  # `watch` has confirmed the turn
 
     def __init__(self, client: Client, agents: Agents, turn: ClaimedTurn, *, debug: bool | None) -> None:
-        self._client, self._agents, self._turn, self._debug = client, agents, turn, debug
+        self._client = client
+        self._agents = agents
+        self._turn = turn
+        self._debug = debug
         self.limits = client._limits
         # what the client has in the same form
         self.read, self.page, self.take_waiting = client.read, client.history, client.take_waiting

@@ -422,7 +422,9 @@ class Channel:
         Its window is the shortest one of at least `flush_ms`, else the longest.
         """
         window = next((known for known in FLUSH_CLASSES_MS if known >= flush_ms), FLUSH_CLASSES_MS[-1])
-        group = self._groups.setdefault(window, Group(self._ticks, window / 1000))
+        group = self._groups.get(window)
+        if group is None:
+            group = self._groups[window] = Group(self._ticks, window / 1000)
         group.feeds[feed] = None
         self.watchers += 1
         return group

@@ -201,8 +201,8 @@ class LeaseMonitor:
     def end(self, channel: str, key: str) -> None:
         """End the message `key` if it has a lease, whose writer is gone, unless it gets another entry first.
 
-        A hub alone with its store ends none while it shuts down: remote writers lose their sockets, and their leases
-        begin anew with its next start.
+        A hub alone with its store ends no lease while it shuts down: remote writers lose their sockets, and their
+        leases begin anew with its next start.
         """
         lease = self._lease(channel, key)
         if lease is not None and not (self.nodes.is_exclusive and self.nodes.is_leaving):

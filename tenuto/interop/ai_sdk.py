@@ -193,7 +193,7 @@ def _content_of(message: Json) -> Json:
 
 def _as_loaded(parts: list[Json]) -> list[Json]:
     """Return the parts of a question as a page sends them that has loaded it, perhaps one of another client."""
-    with suppress(InvalidRequest):  # the page has none of them
+    with suppress(InvalidRequest):  # the page has no such part
         return stored_parts([*map(_question_part, parts)], has_data=True)
     return []
 
@@ -589,7 +589,7 @@ class UIStream(EventStream):
             self._begin_step()
             self._put(type="start", messageId=self.begun_id)  # a page stores an empty step only with a later chunk
         meta = self._turn.meta()
-        status, reason = self.ended or self._turn.end()  # `ended` counts, whatever the turn does
+        status, reason = self.ended or self._turn.end()  # `ended` counts, also while the turn goes on
         if status in ("complete", "cancelled"):
             replied = [(part.value, tool) for part, tool in self._tools.items() if tool.has_reply]
             has_outcomes = all(has_result(one) or tool.has_approval(self._approval_of(one)) for one, tool in replied)
