@@ -38,9 +38,9 @@ BUDGETS = {
     "calls of an append to a WebSocket": 80,
     "modules of an append": 16,
     "calls of an attach with catch-up": 110,
-    "modules of an attach": 21,
+    "modules of an attach": 20,
     "calls of a turn with one token": 1_200,
-    "modules of a turn": 46,
+    "modules of a turn": 45,
     "entries of a turn without steps": 6,  # question, claim, beginning, text and end of the answer, end of the turn
     "calls of the steps of such a turn": 3,  # it makes their object, and begins and ends the time that it may take
 }

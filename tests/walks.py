@@ -3,7 +3,7 @@
 Layer: tests.
 
 The ways are an append to a WebSocket, an attach with catch-up, and a turn with one token. Periodic work (heartbeats,
-leases of nodes, housekeeping) is left out.
+leases of nodes, housekeeping, the ten times a second that uvicorn's server wakes) is left out.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from tenuto import Hub, Turn
 from tenuto.server import serving
 
 PACKAGE = str(Path(serving.__file__).parents[1]) + os.sep
-PERIODIC = ("Heartbeats.", "Connections.", "NodeLease.", "keep_house", "free_memory")
+PERIODIC = ("Heartbeats.", "Connections.", "NodeLease.", "keep_house", "free_memory", "server.<locals>.Server.serve")
 PATIENCE_S = 60.0
 
 
