@@ -205,8 +205,8 @@ class _HttpMessage:
                     self._grow(index, 1_000 + count * 100 + tries)
             elif response.status >= 400 and (response.code != "gap" or is_at_end):
                 return False
-            elif response.status < 400 and response.fields["part"] != index:
-                return False  # the store has lost the parts before it
+            elif response.status < 400 and is_at_end and self._stored.has_lost(self._channel, self._id, self._begun):
+                return False  # this text is in an earlier part, or lost text of earlier parts before it in this one
             else:
                 self._acked[index] = response.fields["length"] - (len(self._text_before(index)) if is_at_end else 0)
         raise AssertionError("unreachable")
@@ -239,11 +239,10 @@ class _HttpMessage:
             self._writer.check_refused(self._channel, self._id, response.code, self._begun, response.stamp)
             return response
         fields, stamp = response.fields, response.stamp
-        is_elsewhere = fields["part"] != index
         has_lost = is_at_end and self._stored.has_lost(self._channel, self._id, self._begun)
-        if fields["length"] < at + len(text) or (is_elsewhere and not has_lost):
+        if fields["length"] < at + len(text) or (fields["part"] != index and not has_lost):
             raise Violation(f"{self._writer.name} appended {at}+{len(text)} to {self._id}.{index}: {fields}")
-        if is_elsewhere:
+        if has_lost:
             return response
         place = at - len(before)
         text, place = text[max(0, -place) :], max(0, place)

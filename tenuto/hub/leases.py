@@ -82,13 +82,13 @@ class LeaseMonitor:
     def inspect(self, channel: Channel, keys: Iterable[str] | None) -> None:
         """Update the deadlines of the messages and commands `keys` of `channel`; None means all of them."""
         state = channel.state
-        if keys is None:
+        if is_read := keys is None:  # from the store, where the entries may have been for long
             keys = [*state.messages, *(command.id for command in state.pending_commands())]
         for key in keys:
             if key.startswith(COMMAND_MARK):
                 self.inspect_command(channel.name, key, state.commands.get(key))
             else:
-                self.inspect_writer(channel.name, key, state.messages.get(key))
+                self.inspect_writer(channel.name, key, state.messages.get(key), is_late=is_read)
 
     def inspect_writer(self, channel: str, key: str, message: MessageState | None, *, is_late: bool = False) -> None:
         """Begin, change or drop the lease of the writer of message `key`; `message` is None if it no longer exists.

@@ -62,6 +62,7 @@ CORRECTED_AS_DRAWN = (
     77072,  # a cancelled caller did not read the error of its request, which asyncio reported
     351127630,  # an agent read the history of a channel that another node had just deleted
     350262,  # a node that read the second attempt at a turn late gave its agent the whole lease from then on
+    9220235,  # a node read late of a remote writer in a channel that it does not follow, and gave it a whole lease then
     9160081,  # text read after a commit with an unknown outcome prolonged the lease of a broken connection
 )
 
