@@ -819,10 +819,11 @@ async def test_output_is_refused_while_its_turn_runs_and_has_not_asked(scene: Cl
             await scene.ask(given, **behind, background=True)
         assert (raised.value.code, raised.value.param) == ("streaming", "input")
     scene.gate.set()
-    await scene.served.until(lambda: scene.turns[0].open_questions)
+    channel = scene.turns[0].channel
+    await scene.served.until(lambda: list(scene.hub.channel(channel).state.pending_commands()))
     if is_denied:
-        (asked,) = await scene.hub.pending_commands(scene.turns[0].channel)
-        await scene.hub.reply(scene.turns[0].channel, asked.id, ok=False)
+        (asked,) = await scene.hub.pending_commands(channel)
+        await scene.hub.reply(channel, asked.id, ok=False)
     (rest,) = {(await scene.ask(both, **behind, background=True)).id for _ in range(2)}
     scene.gate.set()
     assert (await scene.events(rest))[-1].response.output_text == f"Where? {'denied' if is_denied else 'Ulm'}"
