@@ -35,7 +35,8 @@ async def scene() -> AsyncIterator[ClientScene]:
 
 @pytest.fixture
 async def socket(scene: ClientScene) -> AsyncIterator[Any]:
-    async with scene.client.responses.connect() as socket:
+    unbounded: Any = {"max_queue": None}  # else the end waits 10 s behind events that no test has read
+    async with scene.client.responses.connect(websocket_connection_options=unbounded) as socket:
         yield socket
 
 
