@@ -453,7 +453,7 @@ async def test_text_that_is_replaced_ends_the_stream_as_an_error_and_shows_after
     await ask(pages, "Hello ")
     scene.gate.set()
     assert text_of(await pages("a", "is", status="error")) == "Hello "  # no mixture of the two texts
-    await scene.served.until(lambda: not scene.hub.channel("chat:1").feeds)
+    await scene.served.until(lambda: not scene.hub.runtime.scheduler.stats()["turns_running"])
     await pages("b", "open", id="1", load=True)
     assert text_of(await pages("b", "state")) == "Another text words"
 

@@ -97,6 +97,13 @@ class ClientScene(Scene):
         """Wait until the first text of the newest turn is stored."""
         await self.served.until(lambda: self.turns and self.turns[-1].replies and self.turns[-1].replies[0].length > 5)
 
+    async def has(self, turn: int, *, parts: int = 0, questions: int = 0) -> None:
+        """Wait until a turn's answer has so many parts, and its channel so many open questions, all stored."""
+        await self.served.until(lambda: len(self.turns) > turn)
+        state = self.hub.channel(self.turns[turn].channel).state
+        await self.served.until(lambda: len(list(state.pending_commands())) >= questions)
+        await self.served.until(lambda: any(len(one.parts) >= parts for one in state.messages.values()))
+
     async def stream(self, text: Any = "you", **options: Any) -> AsyncIterator[Any]:
         """Yield the events of a new response."""
         async for event in await self.ask(text, stream=True, **options):
@@ -510,6 +517,7 @@ BAD_IDS += [Reference(*one).id() for one in (("chat:1", "a b"), ("a b", "u"), ("
 async def test_id_of_no_response_is_refused(scene: ClientScene) -> None:
     id = await scene.begin()
     channel, message_id, *_ = reference(id)
+    await scene.has(0, parts=2)
     await scene.client.responses.retrieve(Reference(channel, message_id, (0, 2)).id())  # the answer has two parts
     places = [(0, 3), (0, 99), (1, 0), (5, 0), (10**30, 1)]
     unknown = [Reference(channel, message_id, place).id() for place in places]
@@ -653,7 +661,7 @@ async def test_approval_has_no_effect_on_another_turn_or_question_or_place(scene
     ended = await scene.ask("end")
     asking = await scene.ask("approve", previous_response_id=ended.id)
     other = await scene.ask("pick", background=True)
-    await scene.served.until(lambda: len(scene.turns) == 3 and scene.turns[2].open_questions)
+    await scene.has(2, questions=1)
     (approve,), (pick,) = scene.turns[1].open_questions, scene.turns[2].open_questions
     wrong = [(ended, (0, 0), approve), (other, (0, 0), pick), (asking, (0, 1), approve), (asking, (99, 9), approve)]
     requests = [(one, reference(one.id)._replace(start=start, question=asked)) for one, start, asked in wrong]
@@ -814,16 +822,16 @@ async def test_output_is_refused_while_its_turn_runs_and_has_not_asked(scene: Cl
     behind = {"conversation": (await scene.client.conversations.create()).id} if is_denied else {}
     id = await scene.begin(tools=[PLACE], **behind)
     behind = behind or {"previous_response_id": id}
+    await scene.has(0, parts=3)
     for given in (both, both[1:], [both[1], USER]):
         with pytest.raises(openai.ConflictError, match="c1; send it again when the turn") as raised:
             await scene.ask(given, **behind, background=True)
         assert (raised.value.code, raised.value.param) == ("streaming", "input")
     scene.gate.set()
-    channel = scene.turns[0].channel
-    await scene.served.until(lambda: list(scene.hub.channel(channel).state.pending_commands()))
+    await scene.has(0, questions=1)
     if is_denied:
-        (asked,) = await scene.hub.pending_commands(channel)
-        await scene.hub.reply(channel, asked.id, ok=False)
+        (asked,) = await scene.hub.pending_commands(scene.turns[0].channel)
+        await scene.hub.reply(scene.turns[0].channel, asked.id, ok=False)
     (rest,) = {(await scene.ask(both, **behind, background=True)).id for _ in range(2)}
     scene.gate.set()
     assert (await scene.events(rest))[-1].response.output_text == f"Where? {'denied' if is_denied else 'Ulm'}"
