@@ -363,7 +363,7 @@ def _schedule_backups(hubs: list[HubCore], folder: Path | None, every: str | Non
 @click.argument("channel")
 @click.option("--url", default=f"http://127.0.0.1:{DEFAULT_PORT}", show_default=True, help="Where the hub is served.")
 @click.option("--history", default=10, show_default=True, type=click.IntRange(0, 200), help="Messages to begin with.")
-@click.option("--since", default=None, help="A cursor to resume from.")
+@click.option("--since", default=None, help="A cursor: show what begins or is edited after it.")
 @store_commands.TOKEN
 def tail(channel: str, url: str, **options: Any) -> None:
     """Follow CHANNEL in the terminal; reconnects by itself."""
