@@ -194,7 +194,7 @@ def serve(
     """
     from tenuto.app import Hub
 
-    for name in ("stdout", "stderr"):  # a caller may have closed them, and uvicorn needs both
+    for name in ("stdout", "stderr", "__stderr__"):  # perhaps closed; uvicorn and a forced end need them
         setattr(sys, name, getattr(sys, name) or Path(os.devnull).open("w"))  # noqa: SIM115
     if target is None and SOCKET not in os.environ:  # an app may read them itself, and a parent has warned
         _warn_of_misspelt()
