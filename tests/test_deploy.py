@@ -89,14 +89,17 @@ def test_container_without_a_verifier_says_which_variables_to_set() -> None:
     assert "is no option" not in CliRunner().invoke(main, ["serve", "--app", "none:none"], env=misspelt).stderr
 
 
-def test_options_come_from_variables_and_health_asks_a_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("output", [">/dev/full 2>&1", ">&- 2>&-"])
+def test_options_come_from_variables_and_health_asks_a_server(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, output: str
+) -> None:
     port, store = free_port(), tmp_path / "chat.db"
     for name, value in {"PORT": str(port), "HOST": "0.0.0.0", "STORE": f"sqlite:///{store}", "VISITORS": "1"}.items():
         monkeypatch.setenv(f"TENUTO_{name}", value)
-    monkeypatch.setenv("TENUTO_ALLOWED_ORIGINS", "whose warning meets a full disk")
+    monkeypatch.setenv("TENUTO_ALLOWED_ORIGINS", "whose warning cannot be written")
     monkeypatch.setenv("TENUTO_ALLOWED_ORIGIN", "https://one.example https://two.example")
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")  # is not asked for this machine
-    command = ["-c", f"exec {sys.executable} -m tenuto serve >/dev/full 2>&1"]
+    command = ["-c", f"exec {sys.executable} -m tenuto serve {output}"]
     with listening(Process(command, tmp_path / "log", program="sh"), port):
         healthy = CliRunner().invoke(main, ["health"])
         lost = CliRunner().invoke(main, ["health", "--url", f"http://127.0.0.1:{port}/tenuto"])

@@ -19,7 +19,7 @@ import pytest
 from proof.chaos.processes import free_port
 from tenuto.cli import tail as command
 from tenuto.client import Client
-from tenuto.core.errors import TenutoError
+from tenuto.core.errors import LocalError, TenutoError
 from tenuto.hub.access.tokens import jwt_verifier
 from tests.stores.files import cli
 from tests.transports.conftest import PATIENCE_S, Served, new_hub, serving
@@ -116,6 +116,8 @@ async def test_tail_ends_within_its_time_at_a_wrong_port(monkeypatch: pytest.Mon
             running = tail(f"http://127.0.0.1:{port}", Screen(), io.StringIO())
             with pytest.raises(TenutoError, match=NO_CONNECTION.format(port=port)):
                 await asyncio.wait_for(running, PATIENCE_S)
+    with pytest.raises(LocalError, match=r"^tail has no output; give it one"):
+        command.follow("http://127.0.0.1:1", "c", out=None, notices=io.StringIO())
 
 
 async def test_tail_sends_its_token_and_names_the_option_without_one() -> None:

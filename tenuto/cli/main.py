@@ -194,6 +194,8 @@ def serve(
     """
     from tenuto.app import Hub
 
+    for name in ("stdout", "stderr", "__stderr__"):  # perhaps closed; uvicorn and a forced end need them
+        setattr(sys, name, getattr(sys, name) or Path(os.devnull).open("w"))  # noqa: SIM115
     if target is None and SOCKET not in os.environ:  # an app may read them itself, and a parent has warned
         _warn_of_misspelt()
     verifier = _verifier(given)
@@ -242,7 +244,10 @@ def serve(
 
     addresses = [one for text in proxies for one in text.split(",")]
     options: dict[str, Any] = {"log_level": log_level, "proxies": addresses, "on_startup": beat if inherited else None}
-    _show_log(log_level)
+    logger = logging.getLogger("tenuto")
+    if not logger.hasHandlers():  # otherwise the app has its own way to print logs
+        logger.addHandler(logging.StreamHandler())
+        logger.setLevel(log_level.upper())  # by itself Python prints warnings only
     with contextlib.suppress(KeyboardInterrupt):  # the server has already handled the signal
         if not run(app, hub, listening, started=lambda: None if inherited else _print(start), **options):
             sys.exit(1)
@@ -268,14 +273,6 @@ def health(url: str | None) -> None:
     """
     address = url or f"http://127.0.0.1:{os.environ.get('TENUTO_PORT', DEFAULT_PORT)}"
     click.echo(store_commands.at_url(address, None).health())
-
-
-def _show_log(level: str) -> None:
-    """Print what the hub logs, from `level` on. By itself Python prints warnings only."""
-    logger = logging.getLogger("tenuto")
-    if not logger.hasHandlers():  # otherwise the app has its own way to print logs
-        logger.addHandler(logging.StreamHandler())
-        logger.setLevel(level.upper())
 
 
 @main.command()
@@ -366,7 +363,7 @@ def _schedule_backups(hubs: list[HubCore], folder: Path | None, every: str | Non
 @click.argument("channel")
 @click.option("--url", default=f"http://127.0.0.1:{DEFAULT_PORT}", show_default=True, help="Where the hub is served.")
 @click.option("--history", default=10, show_default=True, type=click.IntRange(0, 200), help="Messages to begin with.")
-@click.option("--since", default=None, help="A cursor to resume from.")
+@click.option("--since", default=None, help="A cursor: show what begins or is edited after it.")
 @store_commands.TOKEN
 def tail(channel: str, url: str, **options: Any) -> None:
     """Follow CHANNEL in the terminal; reconnects by itself."""

@@ -56,25 +56,20 @@ class Printer:
         self._current = message.id
 
 
-class _Notices(logging.Handler):
-    """Prints one line for each outage: the client logs only the first failure of an outage as a warning."""
-
-    def __init__(self, url: str, notices: TextIO) -> None:
-        super().__init__(logging.WARNING)
-        self._url = url
-        self._notices = notices
-
-    def emit(self, record: logging.LogRecord) -> None:
-        """Print the log record as one line."""
-        print(f"(no response from {self._url}, trying again)", file=self._notices, flush=True)
-
-
-def follow(url: str, channel: str, *, out: TextIO, notices: TextIO, **options: Any) -> None:
+def follow(url: str, channel: str, *, out: TextIO | None, notices: TextIO, **options: Any) -> None:
     """Print `channel` to `out` as it happens, until interrupted. Raises LocalError, and a refusal as TenutoError."""
     check_channel(channel)
-    logger, handler = logging.getLogger("tenuto.client"), _Notices(url, notices)
-    does_propagate, logger.propagate = logger.propagate, False  # the notices replace its warnings
-    logger.addHandler(handler)
+    if out is None:  # closed by the caller
+        raise LocalError("tail has no output; give it one, such as > file.txt")
+    logger = logging.getLogger("tenuto.client")
+
+    def note(record: logging.LogRecord) -> bool:
+        """Print one line for each outage, whose first failure alone the client logs as a warning, in its place."""
+        if record.levelno >= logging.WARNING:
+            print(f"(no response from {url}, trying again)", file=notices, flush=True)
+        return False
+
+    logger.addFilter(note)
     try:
         asyncio.run(_follow(url, channel, out, **options))
     except LocalError:
@@ -83,8 +78,7 @@ def follow(url: str, channel: str, *, out: TextIO, notices: TextIO, **options: A
         detail = error.detail.replace("Client(..., token=...)", "--token, or TENUTO_TOKEN")
         raise TenutoError(f"{error.code}: {detail}".translate(_CONTROLS)) from None
     finally:
-        logger.removeHandler(handler)
-        logger.propagate = does_propagate
+        logger.removeFilter(note)
 
 
 async def _follow(url: str, channel: str, out: TextIO, since: str | None, history: int, token: str | None) -> None:

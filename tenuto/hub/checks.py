@@ -107,9 +107,9 @@ _HANDLER = "django.core.handlers.wsgi"
 _SERVERS = ("django.core.servers.basehttp", "gunicorn.workers.sync", "gunicorn.workers.gthread")
 _ADAPTERS = ("a2wsgi.wsgi", "asgiref.wsgi", "starlette.middleware.wsgi")  # run a WSGI app below an ASGI server
 _PROBLEM = (
-    "no page can reach the hub: this process serves WSGI, and the hub needs ASGI; serve the ASGI app with `uvicorn "
-    "mysite.asgi:application` or `daphne mysite.asgi:application`; or put 'daphne' first in INSTALLED_APPS and set "
-    "ASGI_APPLICATION, and runserver is an ASGI server (docs/django.md)"
+    "no page can reach the hub: this process serves WSGI, and the hub needs ASGI; run `uvicorn "
+    "mysite.asgi:application` or `daphne mysite.asgi:application`, or put 'daphne' first in INSTALLED_APPS and set "
+    "ASGI_APPLICATION (docs/django.md); of Flask it is `hub.wrap(asgiref.wsgi.WsgiToAsgi(app), '/tenuto')`"
 )
 
 

@@ -268,40 +268,36 @@ def settle_collector() -> None:
     gc.set_threshold(20_000, 2, 2)
 
 
-class _LastResort:
-    """Ends the process `bound_s` after the first signal, if it has not ended by then.
+def _end_by_force(bound_s: float, last: Callable[[int, FrameType | None], None]) -> None:
+    """Install signal handlers that end the process `bound_s` after the first signal, if it has not ended by then.
 
+    They act first, and then call the present handlers; `last` is the server's own one, for a signal that comes back.
     Only code that blocks the event loop, or ignores cancellation, can hold the process up so long, and no request can
     stop such code. No stored entry is lost. faulthandler's timer needs neither the loop nor Python's lock, and prints
     the stacks of all threads.
     """
+    is_hit = False  # True: a first signal has come
+    is_passing_on = False  # True: an earlier handler runs, called by `hit`
 
-    def __init__(self, bound_s: float, last: Callable[[int, FrameType | None], None]) -> None:
-        self._bound_s = bound_s
-        self._last = last  # the server's own handler, for a signal that comes back here
-        self._is_hit = False  # True: a first signal has come
-        self._is_passing_on = False  # True: an earlier handler runs, called by `_hit`
-
-    def install(self) -> None:
-        """Install signal handlers that act first, and then call the present handlers."""
-        for number in SIGNALS:
-            before = signal.getsignal(number)
-            if callable(before):
-                signal.signal(number, partial(self._hit, before))
-
-    def _hit(self, before: Callable[[int, FrameType | None], Any], number: int, frame: FrameType | None) -> None:
+    def hit(before: Callable[[int, FrameType | None], Any], number: int, frame: FrameType | None) -> None:
         """Start the timer at the first signal, then call `before`, the handler that this one has replaced."""
-        if self._is_passing_on:  # by the handler of a hub that restarted, which was installed after this one
-            self._last(number, frame)
+        nonlocal is_hit, is_passing_on
+        if is_passing_on:  # by the handler of a hub that restarted, which was installed after this one
+            last(number, frame)
             return
-        if not self._is_hit and sys.__stderr__ is not None:
-            self._is_hit = True
-            faulthandler.dump_traceback_later(self._bound_s, exit=True, file=sys.__stderr__)
-        self._is_passing_on = True
+        if not is_hit and sys.__stderr__ is not None:
+            is_hit = True
+            faulthandler.dump_traceback_later(bound_s, exit=True, file=sys.__stderr__)
+        is_passing_on = True
         try:
             before(number, frame)
         finally:
-            self._is_passing_on = False
+            is_passing_on = False
+
+    for number in SIGNALS:
+        before = signal.getsignal(number)
+        if callable(before):
+            signal.signal(number, partial(hit, before))
 
 
 def run(
@@ -327,7 +323,7 @@ def run(
         if running.started and not serving.done():
             if hub is not None:
                 hub.hook_signals()
-            _LastResort(longest_drain_s(app) + force_s, running.handle_exit).install()
+            _end_by_force(longest_drain_s(app) + force_s, running.handle_exit)
             started()
         await serving
 

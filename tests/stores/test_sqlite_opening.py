@@ -33,7 +33,7 @@ def holder(path: Path) -> Iterator[subprocess.Popen[str]]:
         process.kill()
 
 
-async def test_a_store_waits_for_the_holder_once(holder: subprocess.Popen[str], path: Path) -> None:
+async def test_store_waits_for_its_holder_and_takes_no_second_name(holder: subprocess.Popen[str], path: Path) -> None:
     store = SqliteStore(path, lock_wait_s=0.3)
     began_s = time.monotonic()
     with pytest.raises(StoreInUse, match=rf"chat\.db is in use by process {holder.pid} \(writing\.py\): stop it, or"):
@@ -43,10 +43,13 @@ async def test_a_store_waits_for_the_holder_once(holder: subprocess.Popen[str], 
     async with asyncio.timeout(PATIENCE_S):
         with pytest.raises(StoreInUse):
             await store.open()
+    path.with_name("link.db").hardlink_to(path)
+    with pytest.raises(StoreInUse, match=r"link\.db is in use by another process: it has a second name, such as"):
+        await SqliteStore(path.with_name("link.db")).open()
     holder.kill()
     holder.wait()
-    await store.open()
-    await store.close()
+    async with opened(path):
+        assert run_from_outside(path, "PRAGMA integrity_check") == [("ok",)]  # no second name has changed the file
 
 
 async def test_second_store_waits_for_the_first_to_close(path: Path) -> None:

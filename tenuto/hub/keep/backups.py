@@ -62,7 +62,7 @@ class BackupSchedule:
                     wait_s = await self._make_if_due()
                 except (TenutoError, OSError) as error:
                     wait_s = min(RETRY_S, self._every_s)
-                    self._store.note_failed_backup()
+                    self._store.failed_backups += 1
                     logger.error(
                         "scheduled backup of store file %s into %s failed, and is tried again in %.0f s: %s",
                         *(self._store.path, self._folder, wait_s, error),

@@ -350,6 +350,8 @@ class SqliteFile:
         db.execute("PRAGMA auto_vacuum = NONE")
         if db.execute("PRAGMA journal_mode = WAL").fetchone()[0] != "wal":
             raise StoreUnusable(f"store file {self.path} is on a file system without support of a WAL; use a local one")
+        with contextlib.suppress(OSError):  # as above; and a file system may have no such locks
+            self._lock.take_file(self.path)
         # automatic checkpoints are switched off: inside COMMIT one would cost up to 20 ms (see `checkpoint`)
         db.execute("PRAGMA wal_autocheckpoint = 0")
         # writes of this method are always synced; the configured value is set afterwards

@@ -37,34 +37,46 @@ class FileLock:
         self.placed: tuple[str, ...] = ()  # the marks, some with their places; none: the lock file was missing
         self.path = path
         self._handle: int | None = None  # file descriptor of the lock file, while this holds the lock
+        self._held = contextlib.ExitStack()  # releases what this holds
         self.give_up = threading.Event()  # ends the wait in `take`
 
     def take(self, what: Path, *, wait_s: float) -> None:
         """Wait up to `wait_s` seconds for the lock on `what`. Raises StoreInUse or StoreUnavailable."""
         deadline_s = time.monotonic() + wait_s
         try:
-            handle = os.open(self.path, os.O_RDWR | os.O_CREAT, FILE_MODE)
+            with contextlib.ExitStack() as held:
+                handle = os.open(self.path, os.O_RDWR | os.O_CREAT, FILE_MODE)
+                held.callback(os.close, handle)
+                while not locked(handle):
+                    name, remedy = holder_of(self.path)
+                    if time.monotonic() >= deadline_s or self.give_up.wait(LOCK_POLL_S):
+                        detail = f"store file {what} is in use by {name}: {remedy}"
+                        raise StoreInUse(detail, holder=name, remedy=remedy)
+                self._read(os.pread(handle, LOCK_BYTES, 0))
+                self._write(handle)
+                held.callback(_here.discard, str(self.path))
+                self._held, self._handle = held.pop_all(), handle
         except FileNotFoundError as error:
             raise StoreUnavailable(
                 f"store file {what} cannot be created: there is no directory {self.path.parent}; create it"
             ) from error
         except OSError as error:
             raise self._unwritable(error) from error
-        try:
-            while not locked(handle):
-                name, remedy = holder_of(self.path)
-                if time.monotonic() >= deadline_s or self.give_up.wait(LOCK_POLL_S):
-                    detail = f"store file {what} is in use by {name}: {remedy}"
-                    raise StoreInUse(detail, holder=name, remedy=remedy)
-            self._read(os.pread(handle, LOCK_BYTES, 0))
-            self._write(handle)
-        except BaseException as error:
-            os.close(handle)
-            if isinstance(error, OSError):
-                raise self._unwritable(error) from error
-            raise
-        self._handle = handle
         _here.add(str(self.path))
+
+    def take_file(self, what: Path) -> None:
+        """Lock the file itself, while SQLite has it open with a WAL. Raises StoreInUse and OSError.
+
+        Under another name, such as a hard link, another process could have it open with another lock file and `-wal`.
+        """
+        handle = os.open(what, os.O_RDWR)
+        self._held.callback(os.close, handle)  # when SQLite has closed it, because this ends all locks of the process
+        try:
+            # One byte far beyond those that SQLite locks. Without a WAL each of its unlocks would be for all bytes.
+            fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, 1 << 62)
+        except BlockingIOError:
+            name, remedy = "another process", "it has a second name, such as a hard link or a mount of it; use one name"
+            raise StoreInUse(f"store file {what} is in use by {name}: {remedy}", holder=name, remedy=remedy) from None
 
     @property
     def marks(self) -> tuple[str, ...]:
@@ -89,10 +101,8 @@ class FileLock:
 
     def close(self) -> None:
         """Release the lock. A second call does nothing."""
-        if self._handle is not None:
-            _here.discard(str(self.path))
-            os.close(self._handle)
-            self._handle = None
+        self._held.close()
+        self._handle = None
 
     def _read(self, content: bytes) -> None:
         # Use the first such line: a killed process may have left the rest of an older file behind it.
@@ -106,8 +116,7 @@ class FileLock:
 
     def _write(self, handle: int) -> None:
         # Overwrite first and truncate afterwards, so that the file contains marks at every moment.
-        program = sys.argv[0] if sys.argv and sys.argv[0] else sys.executable
-        command = Path(program).name[:80]  # without its arguments, which may hold secrets
+        command = Path("".join(sys.argv[:1]) or sys.executable).name[:80]  # its arguments may hold secrets
         content = f"process {os.getpid()} ({command})\n{_MARKS}{' '.join(self.placed)}\n".encode()
         os.pwrite(handle, content, 0)
         os.ftruncate(handle, len(content))
@@ -139,10 +148,9 @@ def holder_of(path: Path) -> tuple[str, str]:
             "another Hub of this process has it open: use that Hub, or close it first (`await hub.close()`, or "
             "`hub.sync.close()`); in a notebook, restart the kernel, or keep the Hub in a cell of its own",
         )
-    try:
+    line = ""
+    with contextlib.suppress(OSError):
         line = path.read_text(errors="replace").partition("\n")[0].strip()[:_SHOWN_CHARACTERS]
-    except OSError:
-        line = ""
     return (
         line or "another process",
         "stop it, or give each process its own file; with several workers or an overlapping reload, run one worker "

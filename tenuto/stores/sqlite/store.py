@@ -292,7 +292,7 @@ class SqliteStore:
         self._was_in_use = False  # True: the last `open` was refused, because another process had the store
         self._open: _Open | None = None
         self._stats = {"commits": 0, "row_bytes": 0}  # the last counters of the engine
-        self._failed_backups = 0
+        self.failed_backups = 0  # number of scheduled backups that failed
         self._backup_s: float | None = None  # when the last good backup was made, on the monotonic clock
 
     async def open(self) -> None:
@@ -365,10 +365,6 @@ class SqliteStore:
         """Note that the last good backup was made `age_s` seconds ago."""
         self._backup_s = time.monotonic() - age_s
 
-    def note_failed_backup(self) -> None:
-        """Count a scheduled backup that failed."""
-        self._failed_backups += 1
-
     def stats(self) -> dict[str, int]:
         """Return counters since the store was opened (`Store.stats`).
 
@@ -376,7 +372,7 @@ class SqliteStore:
         """
         if self._open is not None:
             self._stats = self._open.engine.stats()
-        backups = {"failed_backups": self._failed_backups}
+        backups = {"failed_backups": self.failed_backups}
         if self._backup_s is not None:
             backups["backup_age_s"] = int(time.monotonic() - self._backup_s)
         with contextlib.suppress(OSError):

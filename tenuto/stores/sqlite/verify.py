@@ -10,14 +10,13 @@ file, it prints each line of `verify` as JSON, and `null` at the end.
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import sqlite3
 import sys
 from collections.abc import Collection, Container, Iterator, Sequence
 from pathlib import Path
 from typing import Any
-
-import msgspec
 
 from tenuto.core.document import DAMAGE, Stored, restored
 from tenuto.core.errors import LocalError, StoreUnusable
@@ -220,15 +219,10 @@ def main(path: Path) -> None:
         os.nice(NICENESS)
     try:
         for line in verify(path):
-            _print(line[:LINE_CHARACTERS])
+            print(json.dumps(line[:LINE_CHARACTERS]), flush=True)
     except (StoreUnusable, LocalError) as error:
-        _print(str(error)[:LINE_CHARACTERS])
-    _print(None)
-
-
-def _print(value: str | None) -> None:
-    sys.stdout.buffer.write(msgspec.json.encode(value) + b"\n")
-    sys.stdout.buffer.flush()
+        print(json.dumps(str(error)[:LINE_CHARACTERS]))
+    print("null")
 
 
 if __name__ == "__main__":
