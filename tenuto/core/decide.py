@@ -848,15 +848,14 @@ def _approval_noted(
     is_judgement = command.sent.name == APPROVE.name and reply.error is None
     if not is_judgement or target is None or not target.is_streaming:
         return ()
-    for index, part in enumerate(target.parts):
-        fields = part.fields
-        has_other = isinstance(asked, SendCommand) and "approval" in fields  # a repeat; maybe of a newer question
-        if fields["type"] == "tool" and fields["call"] == call and "output" not in fields and not has_other:
-            denied = {} if reply.ok else {"state": DENIED}
-            noted = {**part.value(), **denied, "approval": _approval(command, reply)}
-            if noted == part.value():  # it was noted before
-                return ()
-            return (SetPart(id=target.id, index=index, part=noted, at_ms=now_ms),)
+    tools = [one for one in enumerate(target.parts) if one[1].fields["type"] == "tool"]
+    waiting = [(n, one.value()) for n, one in tools if one.fields["call"] == call and "output" not in one.fields]
+    # without another reply: a model may repeat the id of a denied call, and this may repeat an older question
+    chosen = [one for one in waiting if "approval" not in one[1]]
+    for index, part in chosen or (waiting[-1:] if isinstance(asked, Command) else []):
+        denied = {} if reply.ok else {"state": DENIED}
+        noted = {**part, **denied, "approval": _approval(command, reply)}
+        return (SetPart(id=target.id, index=index, part=noted, at_ms=now_ms),)
     return ()
 
 

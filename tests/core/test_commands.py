@@ -481,3 +481,9 @@ def test_approval_or_denial_is_noted_at_its_tool_call(harness: LogHarness) -> No
         approval = {"approval": denied["approval"]} if other["call"] == "c1" else {}
         assert harness.message("m").parts == [{**other, **approval}]
     assert harness.known_command("no").reply_serial == result.serial
+    harness.stream("n", parts=[call, call])  # a model may repeat the id of a call
+    for id in ("first", "second", "again"):
+        harness.command(id, "approve", target="n", data={"call": "c1"})
+        harness.reply(id, ok=id != "first", caller=BOB)
+        noted = [part.get("approval", {}).get("id") for part in harness.message("n").parts]
+        assert noted == ["first", None if id == "first" else id]
