@@ -129,6 +129,7 @@ def unpacked(id: str) -> list[str]:
 
 
 _URL = re.compile("https?:|data:|/", re.IGNORECASE)  # "/": of a stored file of the app, which a reference names
+_SCRIPT = re.compile("[\\0- ]*" + r"[\t\n\r]*".join("javascript:"), re.IGNORECASE)  # as browsers read an address
 _DATA_TYPE = re.compile(r"data:([^;,/\s]{1,100}/[^;,\s]{1,100})[;,]", re.IGNORECASE)
 
 
@@ -208,10 +209,9 @@ async def regenerate(access: Access, channel: str, turn: TurnStatus, options: Js
 def stored_parts(content: object, *, is_strict: bool = False, has_data: bool = False) -> list[Json]:
     """Return the content of a client's message as it is stored, without empty texts. Raises InvalidRequest.
 
-    It may have any form of the APIs, data if `has_data`. An unknown part is refused if `is_strict`, else left out.
+    It may be of any API, with data if `has_data`. If `is_strict`, unknown parts and scripts are refused, else left out.
     """
-    if isinstance(content, str):
-        content = [{"type": "text", "text": content}]
+    content = [{"type": "text", "text": content}] if isinstance(content, str) else content
     if not isinstance(content, list):
         raise InvalidRequest(f"content must be a text or a list of parts, got {content!r:.80}")
     parts: list[Json] = []
@@ -219,7 +219,7 @@ def stored_parts(content: object, *, is_strict: bool = False, has_data: bool = F
         part = _stored_part(given, has_data=has_data)
         if is_strict and (part is None or not _URL.match(part.get("url", "data:"))):  # a text has no URL
             raise InvalidRequest(f"content must be texts, sounds or files with http(s) or data URLs, got {given!r:.80}")
-        if part is not None and part.get("text") != "":
+        if part is not None and part.get("text") != "" and not _SCRIPT.match(part.get("url", "")):
             cached = given.get(CACHED) if is_strict else None  # OpenAI: the prompt is cached up to this part
             parts += [part] if cached is None else [part, {"type": "data", "name": CACHED, "data": cached}]
     if not parts and not is_strict:

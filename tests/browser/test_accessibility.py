@@ -86,6 +86,10 @@ async def test_a_floating_chat_on_a_touch_screen_opens_without_the_keyboard(brow
         await page.locator(".launcher").tap()
         await expect(page.get_by_text("Online")).to_be_visible()
         assert await page.evaluate("document.activeElement.shadowRoot.activeElement.className") == "log"
+        await page.set_viewport_size({"width": 640, "height": 200})
+        await page.locator("header", has_text="Online").hover()
+        await page.mouse.wheel(0, 400)
+        await expect(page.locator(".send")).to_be_in_viewport(ratio=1)  # also in a low window
 
 
 async def test_an_editor_gives_the_focus_back(browser: Browser) -> None:

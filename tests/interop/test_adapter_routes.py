@@ -433,7 +433,9 @@ async def test_head_of_a_stream_ends_while_the_turn_runs(scene: PageScene) -> No
 
 async def test_values_of_other_types_in_an_answer_of_the_page_are_ignored(scene: PageScene) -> None:
     scene.gate.set()
-    await scene.http.post(CHAT, json={"id": "1", "message": user()})
+    script = {"type": "file", "mediaType": "image/png", "url": " \0Java\n\tscript:a"}  # a link that a page would open
+    await scene.http.post(CHAT, json={"id": "1", "message": {**user(), "parts": [*user()["parts"], script]}})
+    assert [part["type"] for part in (await scene.hub.history("chat:1")).messages[-1].parts] == ["text"]
     (answer,) = await scene.answers()
     tool = {"type": "tool-x", "toolCallId": "c", "state": "approval-responded", "approval": {"id": [{}]}}
     others = [{"type": "data-x", "id": []}, {"type": "source-url", "sourceId": {}}, {"type": "file", "url": [1]}, tool]

@@ -264,6 +264,7 @@ async def test_visitor_uses_its_own_channels_and_lists_its_chats(hub: Hub) -> No
             assert response.status_code == 201
             assert response.json()["message"]["author"] == visitor
         await hub.create(f"chat:{visitor}.k2", role="assistant", text="no question")
+        await hub.create(f"chat:{visitor}.k3", parts=[{"type": "file", "url": "https://a.example/b.png"}])
         long = "word " * 30
         await hub.create(f"chat:{visitor}.k3", text=long)
         about = (await browser.post("/v1/visitor")).json()

@@ -461,7 +461,7 @@ describe("the outbox", () => {
 
   test("holds at most 200 messages or 1 MiB", async (t) => {
     const { channel } = live(t)
-    await assert.rejects(channel.send("x".repeat(1_100_000)), { code: "too_many" })
+    await assert.rejects(channel.send("x".repeat(1_100_000)), { code: "too_large" })
     const sent = Array.from({ length: 200 }, () => channel.send("x"))
     await assert.rejects(channel.send("x"), { code: "too_many" })
     for (const one of sent) one.catch(() => {})

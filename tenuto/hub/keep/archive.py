@@ -197,7 +197,7 @@ _TITLE_MESSAGES, _TITLE_BYTES = 4, 16 * 1024  # the beginning of a chat, in whic
 
 
 class Conversation(Struct, frozen=True, kw_only=True):
-    """A channel in a list of conversations. The title is the first words of its first question; empty without one.
+    """A channel in a list of conversations. The title is the first words of its first question with text; or empty.
 
     `is_running`: its newest message is a question that waits or is answered, or an answer that streams.
     """
@@ -232,12 +232,11 @@ async def read_conversations(
 
 
 async def _title(store: Store, channel: str) -> str:
-    """Return the first words of the first question of a chat, `TITLE_CHARACTERS` at most; empty if it has none."""
+    """Return the first words of the first question with text, `TITLE_CHARACTERS` at most; empty without one."""
     page = await store.page(channel, before=None, after=0, limit=_TITLE_MESSAGES, limit_bytes=_TITLE_BYTES)
     for message in (restore(stored).message() for stored in page.messages):
-        if message.role == "user":
-            texts = [str(part["text"]) for part in message.parts if part.get("type") == "text"]
-            text = " ".join(" ".join(texts)[: 8 * TITLE_CHARACTERS].split())
+        texts = [str(part["text"]) for part in message.parts if message.role == "user" and part.get("type") == "text"]
+        if text := " ".join(" ".join(texts)[: 8 * TITLE_CHARACTERS].split()):
             if len(text) <= TITLE_CHARACTERS:
                 return text
             words, _, _ = text[:TITLE_CHARACTERS].rpartition(" ")

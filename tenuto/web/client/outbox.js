@@ -69,15 +69,14 @@ export class Outbox {
     return [...this.entries.values()].filter((entry) => entry.channel === channel && (entry.by || id) === id)
   }
 
-  /** Add a message before it is sent. Throws `too_many`. @param {string} channel @param {string} id @param {Draft} draft @param {Refusal} [error] the reason, if it must not be sent yet */
+  /** Add a message before it is sent. Throws `too_many`, or `too_large` if none waits. @param {string} channel @param {string} id @param {Draft} draft @param {Refusal} [error] the reason, if it must not be sent yet */
   add(channel, id, draft, error) {
     const entries = [...this.entries.values()]
     // keeps the order after a reload, even if the clock was set back
     const at = Math.max(Date.now(), 1 + (entries.at(-1)?.at ?? 0))
     const entry = { id, channel, by: this.client.id, at, draft, error }
-    const units = JSON.stringify([...entries, entry]).length
-    if (entries.length >= MAX_MESSAGES || units > MAX_UNITS) {
-      throw refusal("too_many", `${entries.length} messages with ${units} characters wait: await some`)
+    if (entries.length >= MAX_MESSAGES || JSON.stringify([...entries, entry]).length > MAX_UNITS) {
+      throw refusal(entries.length ? "too_many" : "too_large", "too many messages or characters wait: send less")
     }
     this.#put(entry)
   }
@@ -112,9 +111,8 @@ export class Outbox {
       } catch (error) {
         const { code, message, problem } = /** @type {TenutoError} */ (error)
         const known = this.entries.get(id) // its sender may be known since
-        const isOfAnother = code === "author_mismatch" && known?.by !== this.client.id // it waits until its sender signs in
-        // discarded: another tab has removed the entry from the storage
-        if (code === "closed" || code === "discarded" || !known || isOfAnother) throw error
+        // closed, or another tab has removed the entry from the storage, or it waits until its sender signs in
+        if (!known || code === "closed" || code === "discarded" || (code === "author_mismatch" && known.by !== this.client.id)) throw error
         const wait_ms = problem.retry_after_s * 1_000 // NaN without a time
         const isOver = !isTemporary(/** @type {TenutoError} */ (error)) || wait_ms > MAX_WAIT_MS
         this.#put({ ...known, retryAt: Date.now() + wait_ms, error: isOver && { code, detail: message } })
