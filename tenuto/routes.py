@@ -275,15 +275,20 @@ class Access:
     async def cancel_turns(self, channel: str, *, hidden_by: str | None = None) -> None:
         """Cancel the turns of `open_turns`, as the command `cancel` does. Turns that end meanwhile are left alone.
 
-        With `hidden_by`, the id of a question with such a turn, only its earlier versions that the caller has written.
+        With `hidden_by`, the id of a question with such a turn, only the caller's earlier versions of it, and messages
+        behind one of them (among the newest 200).
         """
         self.check(channel, "command")
         # an answer to no message is cancelled itself
         targets = [turn.message or turn.answers[0] for turn in await self.open_turns(channel)]
         if hidden_by is not None:
-            own = [one for one in targets if one.author == self.identity.client_id]
             new = next((one for one in targets if one.id == hidden_by), None)
-            targets = [old for old in own if new is not None and versions_of(new, [old])[0] is not new]
+            author = self.identity.client_id
+            own = [one for one in targets if new is not None and one.author == author and one.created < new.created]
+            known = (await self.history(channel, limit=200)).messages if own else []
+            versions = versions_of(new, [*own, *known]) if new is not None else []
+            old = {one.id for one in versions if one.author == author}
+            targets = [one for one in own if not old.isdisjoint({one.id, *leading_to(known, one.id)})]
         for target in targets:
             with suppress(Finished, NotFound):
                 await self.command(channel, "cancel", target=target.id)
