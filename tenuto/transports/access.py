@@ -25,8 +25,7 @@ not ended are bounded, too, because a slow body holds memory.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import KW_ONLY, InitVar, dataclass, field
 from functools import partial
 from typing import Any, NamedTuple
@@ -71,19 +70,9 @@ async def identify(hub: HubCore, scope: Scope) -> Identity:
     """
     identity = await known_identity(hub, scope)
     if identity is None:
-        with logged_refusals(scope):
+        with refusals.logged(scope):
             raise Unauthenticated("the request carries no credentials that this hub accepts; send a valid token")
     return identity
-
-
-@contextmanager
-def logged_refusals(scope: Scope) -> Iterator[None]:
-    """Log that the block refuses the caller of `scope`, and why, within the limits of `refusals`."""
-    try:
-        yield
-    except (Unauthenticated, Forbidden, InvalidName) as error:
-        refusals.log(peer_of(scope), error)
-        raise
 
 
 async def known_identity(hub: HubCore, scope: Scope) -> Identity | None:
@@ -99,7 +88,7 @@ async def known_identity(hub: HubCore, scope: Scope) -> Identity | None:
     check_origin(hub, scope)
     if isinstance(verify, VisitorVerifier):
         await start_hub(hub)  # the store has the key of visitors
-    with logged_refusals(scope):
+    with refusals.logged(scope):
         identity = await _verified(scope, partial(verify, scope))
         if identity is not None:
             check_identity(hub, identity)
@@ -118,7 +107,7 @@ async def identity_by_token(hub: HubCore, scope: Scope, token: str) -> Identity:
     scope, the token as its `Authorization`, and without the cookies: only the token counts. Raises Unauthenticated,
     Expired, Busy, InvalidName.
     """
-    with logged_refusals(scope):
+    with refusals.logged(scope):
         identity = await _identity_by_token(hub, scope, token)
         check_identity(hub, identity)
     return identity
@@ -271,7 +260,7 @@ async def admit_stream(
     else:
         last = parse_cursor(header(scope, b"last-event-id"))  # its seal lets a stream reconnect with an old ticket
         check_channel(channel)
-        with logged_refusals(scope):
+        with refusals.logged(scope):
             ticket = hub.tickets.read(text, channel, last)
         identity = ticket.identity()
         if hub.authenticate is not None:  # else no traffic is limited

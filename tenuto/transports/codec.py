@@ -13,8 +13,8 @@ import logging
 import random
 import re
 import traceback
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from typing import Any, NoReturn, TypeVar
 from urllib.parse import parse_qsl
 
@@ -24,10 +24,13 @@ from msgspec.structs import replace
 
 from tenuto.core.errors import (
     Deleted,
+    Forbidden,
+    InvalidName,
     InvalidRequest,
     InvalidText,
     LocalError,
     MethodNotAllowed,
+    NoVerifier,
     StoreInUse,
     StoreUnavailable,
     StoreUnusable,
@@ -129,6 +132,16 @@ class Refusals(LineLimit):
         more = self.more({f"{kind}: {text}": REPEAT_S, kind: PERIOD_S})
         if more is not None:
             logger.error("the verifier failed for a request of %s%s", peer or NO_ADDRESS, more, exc_info=error)
+
+
+    @contextmanager
+    def logged(self, scope: Scope) -> Iterator[None]:
+        """Log that the block refuses the caller of `scope`, and why."""
+        try:
+            yield
+        except (NoVerifier, Unauthenticated, Forbidden, InvalidName) as error:
+            self.log(peer_of(scope), error)
+            raise
 
 
 refusals = Refusals()
