@@ -105,16 +105,8 @@ async def identity_by_token(hub: HubCore, scope: Scope, token: str) -> Identity:
 
     A verifier with a method `verify_token` is called with the token. Any other verifier is called with the socket's
     scope, the token as its `Authorization`, and without the cookies: only the token counts. Raises Unauthenticated,
-    Expired, Busy, InvalidName.
+    Busy, InvalidName.
     """
-    with refusals.logged(scope):
-        identity = await _identity_by_token(hub, scope, token)
-        check_identity(hub, identity)
-    return identity
-
-
-async def _identity_by_token(hub: HubCore, scope: Scope, token: str) -> Identity:
-    """Return the identity that `token` proves, before `check_identity`."""
     verify = hub.authenticate
     assert verify is not None  # else `Credentials.renew` ignores the token
     if not token.isascii() or not token.isprintable():
@@ -282,9 +274,8 @@ class ResumeLimits(NamedTuple):
 
     def known(self, cursor: Cursor | None) -> Cursor | None:
         """Return `cursor` if the server gave it to this client, else None."""
-        if cursor is None or not self.tickets.is_marked(cursor, self.client_id, self.channel):
-            return None
-        return cursor
+        is_ours = cursor is not None and self.tickets.is_marked(cursor, self.client_id, self.channel)
+        return cursor if is_ours else None
 
     def mark(self, text: str) -> str:
         """Return the signature to add to the cursor `text` before it is sent to the client."""
@@ -399,7 +390,9 @@ class Credentials:
         """
         if self._hub.authenticate is None:
             return self.identity
-        identity = await identity_by_token(self._hub, self._scope, token)
+        with refusals.logged(self._scope):
+            identity = await identity_by_token(self._hub, self._scope, token)
+            check_identity(self._hub, identity)
         is_other = not self.is_known or identity.client_id != self.identity.client_id
         if is_other and self.is_known:
             if not self.is_ambient:

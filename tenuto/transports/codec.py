@@ -133,7 +133,6 @@ class Refusals(LineLimit):
         if more is not None:
             logger.error("the verifier failed for a request of %s%s", peer or NO_ADDRESS, more, exc_info=error)
 
-
     @contextmanager
     def logged(self, scope: Scope) -> Iterator[None]:
         """Log that the block refuses the caller of `scope`, and why."""
@@ -364,9 +363,7 @@ class Query:
         Raises InvalidRequest outside `low` to `high`.
         """
         text = self._fields.get(name)
-        if text is None:
-            return None
-        return whole(text, name, low, high)
+        return None if text is None else whole(text, name, low, high)
 
 
 def whole(text: str, name: str, low: int, high: int) -> int:
