@@ -311,12 +311,6 @@ class Attachments:
         # an attachment and the remaining frames of its batch, if a batch takes several frames
         self.rest: tuple[Attachment, Iterator[bytes]] | None = None
 
-    def __len__(self) -> int:
-        return len(self._by_channel)
-
-    def __iter__(self) -> Iterator[Attachment]:
-        return iter(self._by_channel.values())
-
     def begin(self, channel: str, frame: AttachFrame) -> Callable[[], Coroutine[Any, Any, dict[str, Json]]]:
         """Replace the channel's old attachment, and return the work of the new one. Raises InvalidRequest, TooMany."""
         limits = self._hub.limits

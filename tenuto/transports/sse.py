@@ -29,13 +29,7 @@ from tenuto.core.events import ChannelAttached, Cursor, PresenceSync, Signal, en
 from tenuto.hub.access.identity import Expired, Scope, header
 from tenuto.hub.channel import Behind, EncodedBatch, Feed, take
 from tenuto.hub.hub import HubCore
-from tenuto.transports.access import (
-    OPERATOR,
-    Credentials,
-    ResumeLimits,
-    admit_stream,
-    allowed_start,
-)
+from tenuto.transports.access import OPERATOR, Credentials, ResumeLimits, admit_stream, allowed_start
 from tenuto.transports.codec import GUARDS, Headers, Query, unexpected
 from tenuto.transports.operations import BY_NAME
 from tenuto.transports.sender import DirectSender, Heartbeats, Sender, TaskSender, abort_if_unread, break_off
