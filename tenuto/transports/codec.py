@@ -82,10 +82,13 @@ _ref = msgspec.json.Decoder(_Ref)
 
 def ref_in(data: bytes) -> Json:
     """Return the `ref` of an invalid frame; None if it has none that can be sent back."""
+    ref: Json = None
     try:
         ref = _ref.decode(data).ref
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        ref = _lenient_ref(data)
+        with suppress(ValueError, RecursionError):  # strict JSON refuses half a surrogate pair, which browsers send
+            frame = None if _has_too_many_values(data) else json.loads(data)
+            ref = frame.get("ref") if isinstance(frame, dict) else None
     if isinstance(ref, int) and not isinstance(ref, bool):
         return ref if abs(ref) <= 2**53 else None
     return ref if isinstance(ref, str) and len(ref) <= 64 and _is_text(ref) else None
@@ -94,14 +97,6 @@ def ref_in(data: bytes) -> Json:
 def _is_text(text: str) -> bool:
     """Return whether `text` can be sent: half a surrogate pair cannot."""
     return text.encode(errors="ignore").decode() == text
-
-
-def _lenient_ref(data: bytes) -> Json:
-    """Return the `ref` of a frame that contains half a surrogate pair: browsers send it, strict JSON refuses it."""
-    with suppress(ValueError, RecursionError):
-        frame = None if _has_too_many_values(data) else json.loads(data)
-        return frame.get("ref") if isinstance(frame, dict) else None
-    return None
 
 
 logger = logging.getLogger("tenuto.transports")
