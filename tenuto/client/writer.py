@@ -411,10 +411,8 @@ def _frame_of(request: WriterRequest) -> tuple[str, dict[str, Any]]:
             return "append", {"part": request.part, "at": request.at, "text": request.text}
         case PutPart():
             return "part", {"part": request.index, "value": request.part, "request": request.request}
-        case UpdateMessage(supersede=None):
-            return "update", {"meta": request.meta, "request": request.request}
         case UpdateMessage():
-            superseding = {"supersede": request.supersede, "beside": request.beside, "parts": request.parts}
+            superseding = given(supersede=request.supersede, beside=request.beside or None, parts=request.parts)
             return "update", {**superseding, "meta": request.meta, "request": request.request}
         case FinishMessage():
             fields = given(status=request.status, reason=request.reason, meta=request.meta or None)
