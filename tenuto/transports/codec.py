@@ -275,6 +275,14 @@ def unexpected() -> TenutoError:
     return TenutoError("the server failed to carry out the request; its log has the reason")
 
 
+def known_error(error: Exception, failed: str) -> TenutoError:
+    """Return `error` if it is one of Tenuto; log any other one with the text `failed`, and return `unexpected`."""
+    if isinstance(error, TenutoError):
+        return error
+    logger.error(failed, exc_info=error)
+    return unexpected()
+
+
 def for_peers(error: TenutoError, scope: Mapping[str, Any] | None = None) -> TenutoError:
     """Return `error` in the form that a peer may see; the log has the details. The operator sees it as it is.
 

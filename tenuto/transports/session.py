@@ -59,9 +59,9 @@ from tenuto.transports.codec import (
     SILENT,
     decode,
     for_peers,
+    known_error,
     ref_in,
     result_fields,
-    unexpected,
 )
 from tenuto.transports.operations import (
     BY_FRAME,
@@ -758,10 +758,7 @@ class Session:
 
     def respond_error(self, ref: Ref, error: Exception) -> None:
         """Send the response to a request that raised; log an exception that peers must not see."""
-        if not isinstance(error, TenutoError):
-            logger.error("a request of a socket failed", exc_info=error)
-            error = unexpected()
-        self.refuse(ref, error)
+        self.refuse(ref, known_error(error, "a request of a socket failed"))
 
     def respond(self, frame: dict[str, Any]) -> int:
         """Send a response frame and return its size. It goes before the missed events of channels."""
