@@ -336,6 +336,7 @@ def message_bytes(messages: Iterable[Message]) -> int:
 
 # A longer timer is set in steps: event loops count time in floats, and none sleeps for longer than a day.
 _MAX_TIMER_S = 12 * 3600.0
+_NO_SLOT = ConnectionSlot()  # that of a connection that no client holds: to leave it has no effect
 _UNKNOWN = Identity(capabilities=frozenset())  # the identity of a socket before its `auth` frame
 
 
@@ -355,7 +356,7 @@ class Credentials:
     identity: Identity = field(init=False)
     # whether requests and bytes of the client are counted (`hub.rates`); kept, as each frame of a socket needs it
     is_counted: bool = field(init=False)
-    _slot: ConnectionSlot | None = None  # of a stream, poll or socket; None: not taken, or given back
+    _slot: ConnectionSlot = _NO_SLOT  # of a stream, poll or socket
     _on_expiry: Callable[[], None] | None = None  # that of `watch`
     _timer: asyncio.TimerHandle | None = None  # of the next check of the expiry
 
@@ -400,9 +401,9 @@ class Credentials:
                     f"the token is of client {identity.client_id!r}, but client {self.identity.client_id!r} opened "
                     "this connection; open another connection for another client"
                 )
-            self._leave_slot()
+            self._slot.leave()
         if is_other:
-            self._slot = self._take_slot(identity)
+            self._slot = self._hub.rates.connect(identity, self.peer)
             mark_known(self._scope)
         self.identity = identity
         self.is_counted = self._is_counted(identity)
@@ -433,7 +434,9 @@ class Credentials:
 
     def take_slot(self) -> None:
         """Take a connection slot of the client. Raises TooMany."""
-        self._slot = self._take_slot(self.identity)
+        # Without a verifier every caller is on this machine, so its rates are not limited, even if it has a ticket.
+        if self._hub.authenticate is not None:
+            self._slot = self._hub.rates.connect(self.identity, self.peer)
 
     def count_request(self, size: int) -> None:
         """Count a frame of `size` bytes from the client. Raises TooMany."""
@@ -467,22 +470,11 @@ class Credentials:
         """Give back the connection slot and stop the timer. A second call has no effect."""
         self._on_expiry = None
         self._set_timer()  # only stops it now
-        self._leave_slot()
-
-    def _leave_slot(self) -> None:
-        if self._slot is not None:
-            self._slot.leave()
-            self._slot = None
+        self._slot.leave()
 
     def _is_counted(self, identity: Identity) -> bool:
         # without a verifier every caller is on this machine, and its traffic is not limited
         return self._hub.authenticate is not None and not identity.is_trusted
-
-    def _take_slot(self, identity: Identity) -> ConnectionSlot:
-        # Without a verifier every caller is on this machine, so its rates are not limited, even if it has a ticket.
-        if self._hub.authenticate is None:
-            return ConnectionSlot()
-        return self._hub.rates.connect(identity, self.peer)
 
     # Expiry
 
