@@ -167,8 +167,7 @@ class Bounds:
             yield socket, HELD, {"_tasks": session._pending + len(attached) + HELD}
             yield session, HELD, {"_replies": pending, "_present": self._hub.limits.socket_channels}
             yield socket.sender, HELD, {}
-            bounds = {"_by_channel": self._hub.limits.socket_channels, "ready": len(attached)}
-            yield session._attachments, HELD, bounds
+            yield session._attachments, HELD, {"_by_channel": self._hub.limits.socket_channels, "ready": len(attached)}
             for attachment in attached.values():
                 yield attachment, HELD, {}
             if session._workers is not None:
