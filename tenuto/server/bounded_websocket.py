@@ -136,10 +136,8 @@ class BoundedWebSocketProtocol(WebSocketsSansIOProtocol, asyncio.BufferedProtoco
         release_transport(self.transport)
 
     def expire(self) -> None:
-        """End the connection, because its peer has not authenticated in time, or to make room for another one."""
+        """End the connection, because its peer has not authenticated in time."""
         self.transport.abort()
-
-    evict = expire
 
     def known(self) -> None:
         """Lift the bounds for this connection, because its peer is authenticated (`transports.origin`)."""
