@@ -10,7 +10,6 @@ public (`docs/python.md`); the adapters of `tenuto.interop` use no others.
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Container, Iterable, Mapping, MutableMapping
 from contextlib import suppress
 from functools import partial
@@ -72,7 +71,7 @@ from tenuto.transports.access import (
     message_bytes,
     turn_bytes,
 )
-from tenuto.transports.codec import DRAINED, EXPIRED, FRAME_TOO_LARGE, GUARDS, MISUSED, decode, for_peers, unexpected
+from tenuto.transports.codec import DRAINED, EXPIRED, FRAME_TOO_LARGE, GUARDS, MISUSED, decode, for_peers, known_error
 from tenuto.transports.http import ProblemForm, problem_response, read_body
 from tenuto.transports.origin import check_peer, refusal_of_get
 from tenuto.transports.sender import FAREWELL_S, SEND_TIMEOUT_S
@@ -123,7 +122,6 @@ __all__ = [
     "versions_of",
 ]
 
-logger = logging.getLogger("tenuto.transports")
 _JSON_OBJECT = msgspec.json.Decoder(dict[str, Any])
 BROUGHT = "brought"  # option of messages that `Access.remember` stored: no agent wrote them, in any role
 LARGE_BODY_BYTES = 256 * 1024  # size from which bodies are decoded one at a time
@@ -608,12 +606,9 @@ def guarded(endpoint: Endpoint, form: ProblemForm | None = None) -> Endpoint:
             for name, value in GUARDS:
                 response.headers.setdefault(name.decode(), value.decode())
             return response
-        except TenutoError as error:
-            return problem_response(error, form=form)
         except ClientDisconnect:
             return Response(status_code=499)  # the peer is gone, so no client receives it
-        except Exception:
-            logger.exception("a route failed")
-            return problem_response(unexpected(), form=form)
+        except Exception as error:
+            return problem_response(known_error(error, "a route failed"), form=form)
 
     return wrapped

@@ -51,8 +51,9 @@ class SocketTransport(Transport):
 class Owner:
     """The owner of a connection before its handshake."""
 
+    transport = asyncio.Transport()
+
     def expire(self) -> None: ...
-    def evict(self) -> None: ...
 
 
 class Server:

@@ -22,8 +22,8 @@ WALKS = {"append": "an append to a WebSocket", "attach": "an attach with catch-u
 
 # the most that each figure may be
 BUDGETS = {
-    "lines of tenuto/": 52_430,
-    "lines of its kernel": 31_590,
+    "lines of tenuto/": 52_324,
+    "lines of its kernel": 31_536,
     "modules of tenuto/": 151,
     "files in a folder of tenuto/": 20,
     "lines of interop/": 3_958,

@@ -22,11 +22,12 @@ from tests.transports.conftest import PATIENCE_S, new_hub
 from tests.virtual import virtually
 
 
-class Peer:
-    """The owner of a connection; it notes that it was evicted."""
+class Peer(asyncio.Transport):
+    """The owner of a connection, and its transport, which notes that the book has ended it."""
 
     def __init__(self, book: connections.Connections, address: str) -> None:
         self.is_evicted = False
+        self.transport: asyncio.Transport = self
         connection = book.opened(address, self)
         assert connection is not None
         self.connection: connections.Connection = connection
@@ -34,7 +35,7 @@ class Peer:
     def expire(self) -> None:
         self.connection.close()
 
-    def evict(self) -> None:
+    def abort(self) -> None:
         self.is_evicted = True
         self.connection.close()
 

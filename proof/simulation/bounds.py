@@ -163,12 +163,12 @@ class Bounds:
             pending = session._pending + len(session._replies)
             # A turn and a bye are sent without a request.
             self._at_most("responses of a socket are due", pending, self._hub.limits.socket_requests + turns + 2)
-            yield socket, HELD, {"_tasks": session._pending + len(session._attachments) + HELD}
+            attached = session._attachments._by_channel
+            yield socket, HELD, {"_tasks": session._pending + len(attached) + HELD}
             yield session, HELD, {"_replies": pending, "_present": self._hub.limits.socket_channels}
             yield socket.sender, HELD, {}
-            bounds = {"_by_channel": self._hub.limits.socket_channels, "ready": len(session._attachments)}
-            yield session._attachments, HELD, bounds
-            for attachment in session._attachments:
+            yield session._attachments, HELD, {"_by_channel": self._hub.limits.socket_channels, "ready": len(attached)}
+            for attachment in attached.values():
                 yield attachment, HELD, {}
             if session._workers is not None:
                 yield session._workers, HELD, {}
@@ -239,7 +239,7 @@ def check_empty(hub: Hub, who: str) -> None:
     """Check that a hub holds no object for clients that have left."""
     app = hub._asgi
     if isinstance(app, App):
-        _check_none(who, "sockets are left", len(app._sockets))
+        _check_none(who, "sockets are left", len(app._sockets._open))
         _check_none(who, "heartbeats are left", len(app.heartbeats))
     if not hub.is_running:
         return

@@ -61,15 +61,11 @@ def follow(url: str, channel: str, *, out: TextIO | None, notices: TextIO, **opt
     check_channel(channel)
     if out is None:  # closed by the caller
         raise LocalError("tail has no output; give it one, such as > file.txt")
-    logger = logging.getLogger("tenuto.client")
-
-    def note(record: logging.LogRecord) -> bool:
-        """Print one line for each outage, whose first failure alone the client logs as a warning, in its place."""
-        if record.levelno >= logging.WARNING:
-            print(f"(no response from {url}, trying again)", file=notices, flush=True)
-        return False
-
-    logger.addFilter(note)
+    logger, handler = logging.getLogger("tenuto.client"), logging.StreamHandler(notices)
+    handler.setLevel(logging.WARNING)  # that of the first failure of an outage only, so each has one notice
+    handler.setFormatter(logging.Formatter("(no response from %(url)s, trying again)", defaults={"url": url}))
+    does_propagate, logger.propagate = logger.propagate, False  # the notices replace its warnings
+    logger.addHandler(handler)
     try:
         asyncio.run(_follow(url, channel, out, **options))
     except LocalError:
@@ -78,7 +74,8 @@ def follow(url: str, channel: str, *, out: TextIO | None, notices: TextIO, **opt
         detail = error.detail.replace("Client(..., token=...)", "--token, or TENUTO_TOKEN")
         raise TenutoError(f"{error.code}: {detail}".translate(_CONTROLS)) from None
     finally:
-        logger.removeFilter(note)
+        logger.removeHandler(handler)
+        logger.propagate = does_propagate
 
 
 async def _follow(url: str, channel: str, out: TextIO, since: str | None, history: int, token: str | None) -> None:

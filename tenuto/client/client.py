@@ -541,8 +541,7 @@ class Presence:
             with contextlib.suppress(Unreachable):
                 await self._link.request("presence", {**self._frame(), "leave": True}, is_repeatable=False)
 
-    async def __aenter__(self) -> Self:
-        return await self.enter()
+    __aenter__ = enter
 
     async def __aexit__(self, *_: object) -> None:
         await self.leave()

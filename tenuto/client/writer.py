@@ -58,7 +58,6 @@ class Created(Struct, frozen=True, kw_only=True):
     """The response to a create."""
 
     message: Message
-    serial: int
     generation: int
     cursor: str
 
@@ -380,8 +379,7 @@ class RemoteWriter(Writer):
                 await self._link.request("lease", self._lease(SHORTEST_LEASE_S), is_repeatable=False)
                 return
             self._outgoing.accept_end(status, reason=reason)
-            self._pump()
-        await self._until(lambda: self._outgoing.state is ENDED)
+        await self._stored_whole()
 
     async def _finish_after_refusal(self) -> None:
         """If a request was refused while the message streams, finish the message as failed, with the text so far."""
@@ -413,10 +411,8 @@ def _frame_of(request: WriterRequest) -> tuple[str, dict[str, Any]]:
             return "append", {"part": request.part, "at": request.at, "text": request.text}
         case PutPart():
             return "part", {"part": request.index, "value": request.part, "request": request.request}
-        case UpdateMessage(supersede=None):
-            return "update", {"meta": request.meta, "request": request.request}
         case UpdateMessage():
-            superseding = {"supersede": request.supersede, "beside": request.beside, "parts": request.parts}
+            superseding = given(supersede=request.supersede, beside=request.beside or None, parts=request.parts)
             return "update", {**superseding, "meta": request.meta, "request": request.request}
         case FinishMessage():
             fields = given(status=request.status, reason=request.reason, meta=request.meta or None)

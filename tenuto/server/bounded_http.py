@@ -264,10 +264,6 @@ class BoundedHttpProtocol(HttpToolsProtocol, asyncio.BufferedProtocol):
             detail = f"the body of a request must be complete, or grow by {BODY_BYTES} bytes, within {BODY_S:.0f} s"
             self._refuse(InvalidRequest(detail), 408)
 
-    def evict(self) -> None:
-        """End the connection to make room for another one."""
-        self.transport.abort()
-
     def known(self) -> None:
         """Stop counting the connection as waiting: its peer is known (`transports.origin`), maybe before its body."""
         self._is_known = True

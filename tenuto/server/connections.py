@@ -75,11 +75,10 @@ def _loop_s() -> float:
 class ConnectionOwner(Protocol):
     """The protocol object of a connection."""
 
+    transport: asyncio.Transport
+
     def expire(self) -> None:
         """End the connection, or give its peer more time, because the deadline of a waiting connection has passed."""
-
-    def evict(self) -> None:
-        """End the connection at once, to make room for another one."""
 
 
 @dataclass(slots=True, eq=False)
@@ -235,12 +234,12 @@ class Connections:
             self._evict_oldest(f"{self.waiting} connections were waiting", is_forced=is_burst_over)
 
     def evict(self, one: Connection, reason: str) -> None:
-        """End a connection because of `reason`."""
+        """End a connection at once because of `reason`, such as to make room for another one."""
         one.proceed()
         one.is_evicted = True
         self.note(reason)
         if one.owner is not None:
-            one.owner.evict()
+            one.owner.transport.abort()
 
     def note(self, reason: str) -> None:
         """Count a connection that ends because of `reason`, for the next log line."""

@@ -25,8 +25,7 @@ not ended are bounded, too, because a slow body holds memory.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import KW_ONLY, InitVar, dataclass, field
 from functools import partial
 from typing import Any, NamedTuple
@@ -71,19 +70,9 @@ async def identify(hub: HubCore, scope: Scope) -> Identity:
     """
     identity = await known_identity(hub, scope)
     if identity is None:
-        with logged_refusals(scope):
+        with refusals.logged(scope):
             raise Unauthenticated("the request carries no credentials that this hub accepts; send a valid token")
     return identity
-
-
-@contextmanager
-def logged_refusals(scope: Scope) -> Iterator[None]:
-    """Log that the block refuses the caller of `scope`, and why, within the limits of `refusals`."""
-    try:
-        yield
-    except (Unauthenticated, Forbidden, InvalidName) as error:
-        refusals.log(peer_of(scope), error)
-        raise
 
 
 async def known_identity(hub: HubCore, scope: Scope) -> Identity | None:
@@ -99,7 +88,7 @@ async def known_identity(hub: HubCore, scope: Scope) -> Identity | None:
     check_origin(hub, scope)
     if isinstance(verify, VisitorVerifier):
         await start_hub(hub)  # the store has the key of visitors
-    with logged_refusals(scope):
+    with refusals.logged(scope):
         identity = await _verified(scope, partial(verify, scope))
         if identity is not None:
             check_identity(hub, identity)
@@ -116,16 +105,8 @@ async def identity_by_token(hub: HubCore, scope: Scope, token: str) -> Identity:
 
     A verifier with a method `verify_token` is called with the token. Any other verifier is called with the socket's
     scope, the token as its `Authorization`, and without the cookies: only the token counts. Raises Unauthenticated,
-    Expired, Busy, InvalidName.
+    Busy, InvalidName.
     """
-    with logged_refusals(scope):
-        identity = await _identity_by_token(hub, scope, token)
-        check_identity(hub, identity)
-    return identity
-
-
-async def _identity_by_token(hub: HubCore, scope: Scope, token: str) -> Identity:
-    """Return the identity that `token` proves, before `check_identity`."""
     verify = hub.authenticate
     assert verify is not None  # else `Credentials.renew` ignores the token
     if not token.isascii() or not token.isprintable():
@@ -271,7 +252,7 @@ async def admit_stream(
     else:
         last = parse_cursor(header(scope, b"last-event-id"))  # its seal lets a stream reconnect with an old ticket
         check_channel(channel)
-        with logged_refusals(scope):
+        with refusals.logged(scope):
             ticket = hub.tickets.read(text, channel, last)
         identity = ticket.identity()
         if hub.authenticate is not None:  # else no traffic is limited
@@ -293,9 +274,8 @@ class ResumeLimits(NamedTuple):
 
     def known(self, cursor: Cursor | None) -> Cursor | None:
         """Return `cursor` if the server gave it to this client, else None."""
-        if cursor is None or not self.tickets.is_marked(cursor, self.client_id, self.channel):
-            return None
-        return cursor
+        is_ours = cursor is not None and self.tickets.is_marked(cursor, self.client_id, self.channel)
+        return cursor if is_ours else None
 
     def mark(self, text: str) -> str:
         """Return the signature to add to the cursor `text` before it is sent to the client."""
@@ -356,6 +336,7 @@ def message_bytes(messages: Iterable[Message]) -> int:
 
 # A longer timer is set in steps: event loops count time in floats, and none sleeps for longer than a day.
 _MAX_TIMER_S = 12 * 3600.0
+_NO_SLOT = ConnectionSlot()  # that of a connection that no client holds: to leave it has no effect
 _UNKNOWN = Identity(capabilities=frozenset())  # the identity of a socket before its `auth` frame
 
 
@@ -375,7 +356,7 @@ class Credentials:
     identity: Identity = field(init=False)
     # whether requests and bytes of the client are counted (`hub.rates`); kept, as each frame of a socket needs it
     is_counted: bool = field(init=False)
-    _slot: ConnectionSlot | None = None  # of a stream, poll or socket; None: not taken, or given back
+    _slot: ConnectionSlot = _NO_SLOT  # of a stream, poll or socket
     _on_expiry: Callable[[], None] | None = None  # that of `watch`
     _timer: asyncio.TimerHandle | None = None  # of the next check of the expiry
 
@@ -410,7 +391,9 @@ class Credentials:
         """
         if self._hub.authenticate is None:
             return self.identity
-        identity = await identity_by_token(self._hub, self._scope, token)
+        with refusals.logged(self._scope):
+            identity = await identity_by_token(self._hub, self._scope, token)
+            check_identity(self._hub, identity)
         is_other = not self.is_known or identity.client_id != self.identity.client_id
         if is_other and self.is_known:
             if not self.is_ambient:
@@ -418,9 +401,9 @@ class Credentials:
                     f"the token is of client {identity.client_id!r}, but client {self.identity.client_id!r} opened "
                     "this connection; open another connection for another client"
                 )
-            self._leave_slot()
+            self._slot.leave()
         if is_other:
-            self._slot = self._take_slot(identity)
+            self._slot = self._hub.rates.connect(identity, self.peer)
             mark_known(self._scope)
         self.identity = identity
         self.is_counted = self._is_counted(identity)
@@ -451,7 +434,9 @@ class Credentials:
 
     def take_slot(self) -> None:
         """Take a connection slot of the client. Raises TooMany."""
-        self._slot = self._take_slot(self.identity)
+        # Without a verifier every caller is on this machine, so its rates are not limited, even if it has a ticket.
+        if self._hub.authenticate is not None:
+            self._slot = self._hub.rates.connect(self.identity, self.peer)
 
     def count_request(self, size: int) -> None:
         """Count a frame of `size` bytes from the client. Raises TooMany."""
@@ -485,22 +470,11 @@ class Credentials:
         """Give back the connection slot and stop the timer. A second call has no effect."""
         self._on_expiry = None
         self._set_timer()  # only stops it now
-        self._leave_slot()
-
-    def _leave_slot(self) -> None:
-        if self._slot is not None:
-            self._slot.leave()
-            self._slot = None
+        self._slot.leave()
 
     def _is_counted(self, identity: Identity) -> bool:
         # without a verifier every caller is on this machine, and its traffic is not limited
         return self._hub.authenticate is not None and not identity.is_trusted
-
-    def _take_slot(self, identity: Identity) -> ConnectionSlot:
-        # Without a verifier every caller is on this machine, so its rates are not limited, even if it has a ticket.
-        if self._hub.authenticate is None:
-            return ConnectionSlot()
-        return self._hub.rates.connect(identity, self.peer)
 
     # Expiry
 

@@ -35,7 +35,7 @@ from tenuto.core.errors import LocalError, TenutoError, shown
 from tenuto.hub.access.identity import Scope, header
 from tenuto.hub.access.visitors import VisitorVerifier, cookie_headers, visit_in
 from tenuto.hub.hub import HubCore
-from tenuto.transports.codec import GUARDS, MISUSED, Headers, unexpected
+from tenuto.transports.codec import GUARDS, MISUSED, Headers, known_error
 from tenuto.transports.http import no_such_method, no_such_path, problem_response, routes
 from tenuto.transports.operations import BY_NAME, OPERATIONS, SOCKET_PATH
 from tenuto.transports.origin import check_peer
@@ -144,8 +144,7 @@ class App:
                 return  # ASGI 2.4 servers raise OSError when the peer has left; a TimeoutError, also one, is a failure
             if is_started(scope):
                 raise  # the server ends the stream and logs the error
-            logger.exception("an HTTP request failed")
-            await self._send_problem(unexpected(), scope, receive, send)
+            await self._send_problem(known_error(error, "an HTTP request failed"), scope, receive, send)
 
     async def _respond(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send the response to a plain request. Raises Draining if the hub has drained, and its store is silent."""
@@ -174,12 +173,8 @@ class App:
             if path_below(scope) != SOCKET_PATH:
                 raise no_such_path(path_below(scope))
             credentials = await self._sockets.admit(scope)
-        except TenutoError as error:
-            await refuse_socket(scope, error, receive, send)
-            return
-        except Exception:
-            logger.exception("a WebSocket could not be admitted")
-            await refuse_socket(scope, unexpected(), receive, send)
+        except Exception as error:
+            await refuse_socket(scope, known_error(error, "a WebSocket could not be admitted"), receive, send)
             return
         try:
             await self._sockets.serve(credentials, scope, receive, send)

@@ -13,8 +13,8 @@ import logging
 import random
 import re
 import traceback
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from typing import Any, NoReturn, TypeVar
 from urllib.parse import parse_qsl
 
@@ -24,10 +24,13 @@ from msgspec.structs import replace
 
 from tenuto.core.errors import (
     Deleted,
+    Forbidden,
+    InvalidName,
     InvalidRequest,
     InvalidText,
     LocalError,
     MethodNotAllowed,
+    NoVerifier,
     StoreInUse,
     StoreUnavailable,
     StoreUnusable,
@@ -79,10 +82,13 @@ _ref = msgspec.json.Decoder(_Ref)
 
 def ref_in(data: bytes) -> Json:
     """Return the `ref` of an invalid frame; None if it has none that can be sent back."""
+    ref: Json = None
     try:
         ref = _ref.decode(data).ref
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        ref = _lenient_ref(data)
+        with suppress(ValueError, RecursionError):  # strict JSON refuses half a surrogate pair, which browsers send
+            frame = None if _has_too_many_values(data) else json.loads(data)
+            ref = frame.get("ref") if isinstance(frame, dict) else None
     if isinstance(ref, int) and not isinstance(ref, bool):
         return ref if abs(ref) <= 2**53 else None
     return ref if isinstance(ref, str) and len(ref) <= 64 and _is_text(ref) else None
@@ -91,14 +97,6 @@ def ref_in(data: bytes) -> Json:
 def _is_text(text: str) -> bool:
     """Return whether `text` can be sent: half a surrogate pair cannot."""
     return text.encode(errors="ignore").decode() == text
-
-
-def _lenient_ref(data: bytes) -> Json:
-    """Return the `ref` of a frame that contains half a surrogate pair: browsers send it, strict JSON refuses it."""
-    with suppress(ValueError, RecursionError):
-        frame = None if _has_too_many_values(data) else json.loads(data)
-        return frame.get("ref") if isinstance(frame, dict) else None
-    return None
 
 
 logger = logging.getLogger("tenuto.transports")
@@ -129,6 +127,15 @@ class Refusals(LineLimit):
         more = self.more({f"{kind}: {text}": REPEAT_S, kind: PERIOD_S})
         if more is not None:
             logger.error("the verifier failed for a request of %s%s", peer or NO_ADDRESS, more, exc_info=error)
+
+    @contextmanager
+    def logged(self, scope: Scope) -> Iterator[None]:
+        """Log that the block refuses the caller of `scope`, and why."""
+        try:
+            yield
+        except (NoVerifier, Unauthenticated, Forbidden, InvalidName) as error:
+            self.log(peer_of(scope), error)
+            raise
 
 
 refusals = Refusals()
@@ -268,6 +275,14 @@ def unexpected() -> TenutoError:
     return TenutoError("the server failed to carry out the request; its log has the reason")
 
 
+def known_error(error: Exception, failed: str) -> TenutoError:
+    """Return `error` if it is one of Tenuto; log any other one with the text `failed`, and return `unexpected`."""
+    if isinstance(error, TenutoError):
+        return error
+    logger.error(failed, exc_info=error)
+    return unexpected()
+
+
 def for_peers(error: TenutoError, scope: Mapping[str, Any] | None = None) -> TenutoError:
     """Return `error` in the form that a peer may see; the log has the details. The operator sees it as it is.
 
@@ -351,9 +366,7 @@ class Query:
         Raises InvalidRequest outside `low` to `high`.
         """
         text = self._fields.get(name)
-        if text is None:
-            return None
-        return whole(text, name, low, high)
+        return None if text is None else whole(text, name, low, high)
 
 
 def whole(text: str, name: str, low: int, high: int) -> int:

@@ -11,7 +11,6 @@ request objects.
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping
 from contextlib import aclosing
@@ -74,9 +73,9 @@ from tenuto.transports.codec import (
     decode,
     for_peers,
     is_operator,
+    known_error,
     problem_headers,
     result_fields,
-    unexpected,
     whole,
 )
 from tenuto.transports.operations import (
@@ -194,9 +193,6 @@ def json_response(value: object, *, status: int = 200) -> Response:
     return Response(body, status_code=status, media_type="application/json", headers=NO_STORE)
 
 
-logger = logging.getLogger("tenuto.transports")
-
-
 async def inspect(call: Call) -> Response:
     """Return the version, the process id and the counters."""
     return json_response({"version": __version__, "pid": os.getpid(), "counters": call.hub.stats()})
@@ -282,10 +278,8 @@ class LinesResponse(StreamingResponse):
             async for line in self._rest:
                 yield line
         except Exception as error:
-            if not isinstance(error, TenutoError):
-                logger.exception("an HTTP request failed")
-                error = unexpected()
-            yield _line({"type": "error", "error": for_peers(error, scope).problem()})
+            refusal = for_peers(known_error(error, "an HTTP request failed"), scope)
+            yield _line({"type": "error", "error": refusal.problem()})
 
 
 async def with_signs(values: AsyncGenerator[object]) -> AsyncGenerator[bytes]:

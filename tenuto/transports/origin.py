@@ -77,7 +77,7 @@ def check_peer(hub: HubCore, scope: Scope) -> None:
     """
     if is_operator(scope):
         return
-    try:
+    with refusals.logged(scope):
         if hub.authenticate is None:
             _check_own_machine(hub, scope)
         elif hub.requires_own_host and not _is_own_host(scope, hub.public_origin):
@@ -86,9 +86,6 @@ def check_peer(hub: HubCore, scope: Scope) -> None:
                 f"{_wrong_host(scope, 'The')}, because this hub accepts callers of this machine only. Behind a proxy, "
                 "set the address of its pages with Hub(public_origin=...) or --public-origin."
             )
-    except (NoVerifier, Forbidden) as error:
-        refusals.log(peer_of(scope), error)
-        raise
     if hub.authenticate is None and (reason := foreign_owner(scope)) is not None:
         refusals.log(peer_of(scope), _not_ours(reason))  # only the log names the accounts
         raise _not_ours(
@@ -124,7 +121,7 @@ def check_origin(hub: HubCore, scope: Scope) -> None:
     if scope["type"] != "websocket" and (not is_checked or scope["method"] in SAFE_METHODS):
         return
     origins = headers_of(scope, b"origin")
-    try:
+    with refusals.logged(scope):
         for origin in origins:
             # `*` accepts the requests of every page, but not with the cookies of the user who views the page
             if not (_is_known_page(hub, scope, origin) or ("*" in hub.allowed_origins and not by_cookie)):
@@ -137,9 +134,6 @@ def check_origin(hub: HubCore, scope: Scope) -> None:
                 "a change that a cookie authenticates needs the header Origin of an allowed page, and this request has "
                 "none; send Origin, or authenticate with a token"
             )
-    except Forbidden as error:
-        refusals.log(peer_of(scope), error)
-        raise
 
 
 def is_by_star(hub: HubCore, scope: Scope) -> bool:

@@ -36,14 +36,19 @@ logger = logging.getLogger("tenuto.transports")
 OPEN = 1  # the state of an open WebSocket in the package `websockets`
 
 
+def _uvicorns(method: Any, kind: str, *expected: str) -> Any:
+    """Return uvicorn's object of a `kind` of protocol, if `method` is its own and it has the `expected` attributes."""
+    # `Any`, because uvicorn need not be installed, and these attributes are not part of its interface.
+    one: Any = getattr(method, "__self__", None)
+    is_known = type(one).__module__.startswith(f"uvicorn.protocols.{kind}")
+    return one if is_known and all(hasattr(one, name) for name in expected) else None
+
+
 def cycle_of(send: Send) -> Any:
     """Return uvicorn's response cycle if `send` is its method and not a middleware's; else None."""
-    # `Any`, because uvicorn need not be installed, and these attributes are not part of its interface.
-    cycle: Any = getattr(send, "__self__", None)
-    if type(cycle).__module__ != "uvicorn.protocols.http.httptools_impl":
-        return None
     expected = ("transport", "flow", "disconnected", "chunked_encoding", "response_complete")
-    return cycle if all(hasattr(cycle, name) for name in expected) and hasattr(cycle.flow, "write_paused") else None
+    cycle = _uvicorns(send, "http.httptools_impl", *expected)
+    return cycle if cycle is not None and hasattr(cycle.flow, "write_paused") else None
 
 
 def can_write(cycle: Any) -> bool:
@@ -63,11 +68,8 @@ def break_off(receive: Receive) -> None:
     connection, because less middleware wraps it than `send`. If a middleware wraps it, or on another server, the server
     closes the connection itself.
     """
-    cycle: Any = getattr(receive, "__self__", None)
-    if not type(cycle).__module__.startswith("uvicorn.protocols.http."):
-        return
-    expected = ("transport", "disconnected", "response_started", "response_complete")
-    if all(hasattr(cycle, name) for name in expected) and cycle.response_started and not cycle.response_complete:
+    cycle = _uvicorns(receive, "http.", "transport", "disconnected", "response_started", "response_complete")
+    if cycle is not None and cycle.response_started and not cycle.response_complete:
         cycle.disconnected = True
         cycle.transport.close()
 
@@ -77,11 +79,8 @@ def end_refusal(receive: Receive) -> None:
 
     uvicorn itself does not note that, so it would log an error for each socket that is refused with a response.
     """
-    protocol: Any = getattr(receive, "__self__", None)
-    if not type(protocol).__module__.startswith("uvicorn.protocols.websockets."):
-        return
-    expected = ("handshake_complete", "initial_response", "close_sent")
-    if all(hasattr(protocol, name) for name in expected) and protocol.initial_response and protocol.close_sent:
+    protocol = _uvicorns(receive, "websockets.", "handshake_complete", "initial_response", "close_sent")
+    if protocol is not None and protocol.initial_response and protocol.close_sent:
         protocol.handshake_complete = True
 
 

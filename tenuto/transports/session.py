@@ -59,9 +59,9 @@ from tenuto.transports.codec import (
     SILENT,
     decode,
     for_peers,
+    known_error,
     ref_in,
     result_fields,
-    unexpected,
 )
 from tenuto.transports.operations import (
     BY_FRAME,
@@ -310,12 +310,6 @@ class Attachments:
         self.ready: dict[Attachment, None] = {}
         # an attachment and the remaining frames of its batch, if a batch takes several frames
         self.rest: tuple[Attachment, Iterator[bytes]] | None = None
-
-    def __len__(self) -> int:
-        return len(self._by_channel)
-
-    def __iter__(self) -> Iterator[Attachment]:
-        return iter(self._by_channel.values())
 
     def begin(self, channel: str, frame: AttachFrame) -> Callable[[], Coroutine[Any, Any, dict[str, Json]]]:
         """Replace the channel's old attachment, and return the work of the new one. Raises InvalidRequest, TooMany."""
@@ -764,10 +758,7 @@ class Session:
 
     def respond_error(self, ref: Ref, error: Exception) -> None:
         """Send the response to a request that raised; log an exception that peers must not see."""
-        if not isinstance(error, TenutoError):
-            logger.error("a request of a socket failed", exc_info=error)
-            error = unexpected()
-        self.refuse(ref, error)
+        self.refuse(ref, known_error(error, "a request of a socket failed"))
 
     def respond(self, frame: dict[str, Any]) -> int:
         """Send a response frame and return its size. It goes before the missed events of channels."""

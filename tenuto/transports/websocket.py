@@ -60,9 +60,6 @@ class Sockets:
         self._open: set[Socket] = set()
         self._unauthenticated: set[Socket] = set()  # those that wait for their `auth` frames
 
-    def __len__(self) -> int:
-        return len(self._open)
-
     async def admit(self, scope: Scope) -> Credentials:
         """Return the credentials of a new socket, which may still have to send `auth`.
 
