@@ -684,9 +684,9 @@ def ui_part(id: str, part: Json) -> Json | None:
             title = {"title": part["title"]} if isinstance(part.get("title"), str) else {}
             return {"type": "source-url", "sourceId": id, "url": url, **title}
         case {"type": "source"}:
-            title = str(part.get("title") or part.get("filename") or "source")
+            name = str(part.get("title") or part.get("filename") or "source")
             media_type = _media_type(part, "text/plain")
-            return {"type": "source-document", "sourceId": id, "mediaType": media_type, "title": title}
+            return {"type": "source-document", "sourceId": id, "mediaType": media_type, "title": name}
     return None
 
 
