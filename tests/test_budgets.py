@@ -22,11 +22,11 @@ WALKS = {"append": "an append to a WebSocket", "attach": "an attach with catch-u
 
 # the most that each figure may be
 BUDGETS = {
-    "lines of tenuto/": 52_430,
-    "lines of its kernel": 31_590,
+    "lines of tenuto/": 52_417,
+    "lines of its kernel": 31_587,
     "modules of tenuto/": 151,
     "files in a folder of tenuto/": 20,
-    "lines of interop/": 3_958,
+    "lines of interop/": 3_954,
     "lines of tests/": 58_000,
     "lines of proof/ and bench/": 20_000,
     "words of docs without decisions": 50_000,
