@@ -26,7 +26,7 @@ BUDGETS = {
     "lines of its kernel": 31_536,
     "modules of tenuto/": 151,
     "files in a folder of tenuto/": 20,
-    "lines of interop/": 3_958,
+    "lines of interop/": 3_954,
     "lines of tests/": 58_000,
     "lines of proof/ and bench/": 20_000,
     "words of docs without decisions": 50_000,

@@ -31,6 +31,7 @@ Shape = Literal["text", "openai", "responses", "anthropic"]
 OUTPUT = "function_call_output"
 PARTICIPANT = "participant"
 CACHED = "prompt_cache_breakpoint"  # field of a part in OpenAI's API, and name of the data part behind it that has it
+_BLANK = {"type": "text", "text": "[blank message]"}  # in place of a text that Anthropic refuses, or that is missing
 _TOOL = "_tool"  # field of a call of the caller's tool, in a history alone: its type and namespace
 _ANTHROPIC_IMAGES = ("image/jpeg", "image/png", "image/gif", "image/webp")
 _GUESSED = (*_ANTHROPIC_IMAGES, "application/json", "application/pdf", "audio/", "text/")  # types that a name may tell
@@ -465,7 +466,7 @@ def _anthropic(message: Message) -> Iterator[dict[str, Json]]:
     for content, calls in steps or [_ModelStep([], [])]:
         shown = [block for one in content if (block := _anthropic_content(one)) is not None]
         if message.role == "user" and not (shown or calls) and any(part["type"] == "text" for part in message.parts):
-            shown = [_blank()]  # without it the history would end with an answer
+            shown = [{**_BLANK}]  # without it the history would end with an answer
         if shown:
             yield {"role": message.role, "content": shown}
         if calls:
@@ -519,13 +520,9 @@ def _tool_result(part: Part) -> dict[str, Json]:
     return {"type": "tool_result", "tool_use_id": _id(part, _ANTHROPIC_ID), "content": content}
 
 
-def _blank() -> dict[str, Json]:
-    return {"type": "text", "text": "[blank message]"}
-
-
 def _alternating(turns: list[dict[str, Json]]) -> list[dict[str, Json]]:
     """Return `turns` with neighbours of the same role joined, behind a blank one of the user if an answer begins."""
     if turns and turns[0]["role"] == "assistant":
-        turns = [{"role": "user", "content": [_blank()]}, *turns]
+        turns = [{"role": "user", "content": [{**_BLANK}]}, *turns]
     groups = groupby(turns, key=lambda turn: turn["role"])
     return [{"role": role, "content": [block for turn in same for block in turn["content"]]} for role, same in groups]

@@ -1097,7 +1097,7 @@ class _Socket:
                     await self._respond(lane, asked, after, is_new=is_new and not any(asked.of.start))
                 except TenutoError as error:
                     await self._fail(lane, self._socket.problem(error))
-                except (OSError, TimeoutError):
+                except OSError:
                     raise  # the peer is gone
                 except Exception:
                     logger.exception("a request of a socket failed")

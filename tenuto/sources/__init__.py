@@ -262,8 +262,6 @@ async def _write(writing: Writing, source: Source, event: object) -> None:
     try:
         for edit in source.take(event):
             await writing.write(edit)
-    except TenutoError:
-        raise
     except (AttributeError, TypeError, ValueError, LookupError, RecursionError) as error:
         # Errors about unexpected provider data become errors of the upstream.
         raise malformed(f"an event of type {type(event).__name__} has an unexpected shape") from error

@@ -205,7 +205,9 @@ class GoogleInteractions(Source):
             case "step.delta":
                 yield from self._content(place, get(event, "delta"))
             case "step.stop":
-                yield from self._stop(place)
+                yield from self._change("")
+                if self._kinds.get(place) == "function_call":
+                    yield Set(("call", self._calls[place]), {"state": CALLED})
             case "error":
                 raise reported(get(get(event, "error"), "code"))
 
@@ -280,11 +282,6 @@ class GoogleInteractions(Source):
             yield Open(self._number, free("file", media_type=self._media_type, url=url))
         self._kind, self._number, self._media_type = kind, self._number + 1, None
         self._pieces.clear()
-
-    def _stop(self, place: int) -> Iterator[Edit]:
-        yield from self._change("")
-        if self._kinds.get(place) == "function_call":
-            yield Set(("call", self._calls[place]), {"state": CALLED})
 
 
 async def events_of_interaction(interaction: object) -> AsyncIterator[dict[str, object]]:

@@ -21,7 +21,7 @@ from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections.abc import Callable, Sequence
 from typing import ClassVar, Protocol
 
-from msgspec import DecodeError, Struct
+from msgspec import Struct
 from msgspec.json import Decoder
 
 from tenuto.core.errors import Forbidden, LocalError, Unauthenticated, shown
@@ -197,7 +197,7 @@ class Tickets(Keyed):
             raise Unauthenticated("ticket was not signed with a key of this server; request another one")
         try:
             return _ticket.decode(urlsafe_b64decode(body + "=" * (-len(body) % 4)))
-        except (DecodeError, ValueError):  # signed by this server, but by another version of it
+        except ValueError:  # signed by this server, but by another version of it
             raise Unauthenticated("ticket was issued by another version of the server; request another one") from None
 
     def _is_sealed(self, ticket: Ticket, last: Cursor | None) -> bool:

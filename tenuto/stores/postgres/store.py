@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import binascii
 import logging
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
@@ -177,7 +176,7 @@ class PostgresNotices:
             return  # this instance has sent it
         try:
             notices = _decode(base64.b64decode(str(payload)))
-        except (binascii.Error, ValueError, msgspec.MsgspecError):  # of another version of Tenuto
+        except ValueError:  # of another version of Tenuto
             self._notify(None)
             return
         for notice in notices:
