@@ -344,7 +344,7 @@ def configuration(folder: Path, port: int, *upstreams: int, inner: int | None = 
     main, _, http = whole.partition("http {")
     owner = "user root;" if os.geteuid() == 0 else ""
     general = f"daemon off; pid {folder}/nginx.pid; error_log {folder}/error.log; {owner}"
-    processes = "".join(f"server 127.0.0.1:{one};" for one in upstreams)
+    processes = "".join(group.splitlines()[1].replace("10.0.0.1:8000", f"127.0.0.1:{one}") for one in upstreams)
     group = re.sub(r"( *server .*;\n)+", lambda _: processes, group)
     http = http.replace("listen 443 ssl;", f"listen 127.0.0.1:{port};")
     if inner is not None:

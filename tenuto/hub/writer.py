@@ -370,12 +370,12 @@ class MessageWriter(Writer):
     async def _finish_early(self, error: BaseException) -> None:
         """Store the accepted requests and finish the message, because `error` ended its block early.
 
-        A draining hub leaves the message open, unless a client has stopped its turn: the next start adopts or
-        interrupts it.
+        A draining hub leaves the message open, unless a client or a time limit has stopped its turn: the next start
+        adopts or interrupts it.
         """
         status, reason = ended_as(error, self.cancelled_as, self._hub.reason_of)
         try:
-            if not self._hub.viewing.is_draining or (status == "cancelled" and self.is_stopped()):
+            if not self._hub.viewing.is_draining or (status != "interrupted" and self.is_stopped()):
                 self._outgoing.accept_end(status, reason=reason, is_server=True)
                 self._submit()
             ending = asyncio.ensure_future(self.flush())

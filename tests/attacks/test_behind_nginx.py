@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from proof.chaos.processes import free_port
 from tests.attacks.attacker import HANDSHAKE
 from tests.attacks.mounted import mounted_scene
 from tests.attacks.scene import MIB, Scene, run
@@ -54,15 +55,13 @@ PATIENCE_S = 20.0
 LIMIT = 96  # `limit_conn` of the page
 
 
-def test_limit_of_one_address_is_that_of_the_outer_proxy_and_strangers_do_not_reach_the_inner_one(
-    tmp_path: Path,
-) -> None:
+def test_limit_of_one_address_is_the_outer_proxys_and_strangers_do_not_reach_the_inner_one(tmp_path: Path) -> None:
     with ExitStack() as stack:
         process = stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=2 * LIMIT))
         process.settimeout(PATIENCE_S)
         outer = stack.enter_context(nginx_of_the_docs(tmp_path, process.getsockname()[1], is_two=True))
-        ports = map(int, re.findall(r"listen 127\.0\.0\.1:(\d+)", (tmp_path / "nginx.conf").read_text()))
-        (inner,) = set(ports) - {outer}
+        ports = re.findall(r"listen 127\.0\.0\.1:(\d+)", (tmp_path / "nginx.conf").read_text())
+        (inner,) = {*map(int, ports)} - {outer}
 
         def ask(address: str, port: int) -> socket.socket:
             one = socket.create_connection(("127.0.0.1", port), PATIENCE_S, (address, 0))
@@ -85,3 +84,15 @@ def test_limit_of_one_address_is_that_of_the_outer_proxy_and_strangers_do_not_re
         ask("127.0.0.2", outer)
         assert b"X-Forwarded-For: 127.0.0.2, 127.0.0.1" in passed()
         assert ask("127.0.0.2", inner).recv(4096).startswith(b"HTTP/1.1 403 ")
+
+
+def test_process_that_was_away_gets_the_next_request(tmp_path: Path) -> None:
+    port = free_port()
+    with nginx_of_the_docs(tmp_path, port, free_port()) as proxy, ExitStack() as stack:
+        first, second = [stack.enter_context(socket.create_connection(("127.0.0.1", proxy))) for _ in range(2)]
+        first.sendall(b"GET / HTTP/1.0\r\n\r\n")
+        assert first.recv(4096).startswith(b"HTTP/1.1 502 ")
+        process = stack.enter_context(socket.create_server(("127.0.0.1", port)))
+        process.settimeout(PATIENCE_S)
+        second.sendall(b"GET / HTTP/1.0\r\n\r\n")
+        stack.enter_context(process.accept()[0])
