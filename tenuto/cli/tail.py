@@ -56,14 +56,25 @@ class Printer:
         self._current = message.id
 
 
+class _Notices(logging.Handler):
+    """Prints one line for each outage: the client logs only the first failure of an outage as a warning."""
+
+    def __init__(self, url: str, notices: TextIO) -> None:
+        super().__init__(logging.WARNING)
+        self._url = url
+        self._notices = notices
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print the log record as one line."""
+        print(f"(no response from {self._url}, trying again)", file=self._notices, flush=True)
+
+
 def follow(url: str, channel: str, *, out: TextIO | None, notices: TextIO, **options: Any) -> None:
     """Print `channel` to `out` as it happens, until interrupted. Raises LocalError, and a refusal as TenutoError."""
     check_channel(channel)
     if out is None:  # closed by the caller
         raise LocalError("tail has no output; give it one, such as > file.txt")
-    logger, handler = logging.getLogger("tenuto.client"), logging.StreamHandler(notices)
-    handler.setLevel(logging.WARNING)  # that of the first failure of an outage only, so each has one notice
-    handler.setFormatter(logging.Formatter("(no response from %(url)s, trying again)", defaults={"url": url}))
+    logger, handler = logging.getLogger("tenuto.client"), _Notices(url, notices)
     does_propagate, logger.propagate = logger.propagate, False  # the notices replace its warnings
     logger.addHandler(handler)
     try:

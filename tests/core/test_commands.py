@@ -485,5 +485,5 @@ def test_approval_or_denial_is_noted_at_its_tool_call(harness: LogHarness) -> No
     for id in ("first", "second", "again"):
         harness.command(id, "approve", target="n", data={"call": "c1"})
         harness.reply(id, ok=id != "first", caller=BOB)
-        noted = [part.get("approval", {}).get("id") for part in harness.message("n").parts]
-        assert noted == ["first", None if id == "first" else id]
+        noted = [(part.get("approval", {}).get("id"), part["state"]) for part in harness.message("n").parts]
+        assert noted == [("first", "denied"), (None if id == "first" else id, call["state"])]

@@ -43,6 +43,9 @@ class FileLock:
     def take(self, what: Path, *, wait_s: float) -> None:
         """Wait up to `wait_s` seconds for the lock on `what`. Raises StoreInUse or StoreUnavailable."""
         deadline_s = time.monotonic() + wait_s
+        while (null := os.open(os.devnull, os.O_RDWR)) < 3:
+            pass  # stays open: a stray write to a closed stderr must not reach a file of the store
+        os.close(null)
         try:
             with contextlib.ExitStack() as held:
                 handle = os.open(self.path, os.O_RDWR | os.O_CREAT, FILE_MODE)
