@@ -22,11 +22,11 @@ WALKS = {"append": "an append to a WebSocket", "attach": "an attach with catch-u
 
 # the most that each figure may be
 BUDGETS = {
-    "lines of tenuto/": 52_324,
-    "lines of its kernel": 31_536,
+    "lines of tenuto/": 52_356,
+    "lines of its kernel": 31_540,
     "modules of tenuto/": 151,
     "files in a folder of tenuto/": 20,
-    "lines of interop/": 3_954,
+    "lines of interop/": 3_958,
     "lines of tests/": 58_000,
     "lines of proof/ and bench/": 20_000,
     "words of docs without decisions": 50_000,

@@ -686,9 +686,8 @@ def ui_part(id: str, part: Json) -> Json | None:
             title = {"title": part["title"]} if isinstance(part.get("title"), str) else {}
             return {"type": "source-url", "sourceId": id, "url": url, **title}
         case {"type": "source"}:
-            name = str(part.get("title") or part.get("filename") or "source")
-            media_type = _media_type(part, "text/plain")
-            return {"type": "source-document", "sourceId": id, "mediaType": media_type, "title": name}
+            kind, name = _media_type(part, "text/plain"), str(part.get("title") or part.get("filename") or "source")
+            return {"type": "source-document", "sourceId": id, "mediaType": kind, "title": name}
     return None
 
 
