@@ -547,8 +547,6 @@ class UIStream(EventStream):
         call, is_approval = call_of(question.data), question.name == "approve" and self._release.version >= 6
         part, tool = next((one for one in reversed(self._tools.items()) if one[1].call == call), (None, None))
         is_shown = id in self._shown_questions
-        if part is None and not is_shown and call in self._turn.gone_calls:
-            return  # with the part of the call in the next attempt `_change_call` sends it
         if is_shown or part is None or tool is None or not (is_approval or tool.is_own):
             if not is_shown:
                 self._shown_questions.add(id)
@@ -686,8 +684,13 @@ def ui_part(id: str, part: Json) -> Json | None:
             title = {"title": part["title"]} if isinstance(part.get("title"), str) else {}
             return {"type": "source-url", "sourceId": id, "url": url, **title}
         case {"type": "source"}:
-            kind, name = _media_type(part, "text/plain"), str(part.get("title") or part.get("filename") or "source")
-            return {"type": "source-document", "sourceId": id, "mediaType": kind, "title": name}
+            name = str(part.get("title") or part.get("filename") or "source")
+            return {
+                "type": "source-document",
+                "sourceId": id,
+                "mediaType": _media_type(part, "text/plain"),
+                "title": name,
+            }
     return None
 
 

@@ -180,7 +180,6 @@ class TurnFold:
         self.is_cancelled = self.is_deleted = False
         self.questions: dict[str, QuestionAsked] = {}  # of the agent, by id; also those with a reply
         self.open: list[str] = []  # ids of the questions without a reply
-        self.gone_calls: set[str] = set()  # ids of the calls in superseded attempts
         self._replies: dict[str, QuestionReplied] = {}
         self.place: Place = (0, 0)  # of the part that `walk` yields next
         self._keeps_text = keeps_text
@@ -344,8 +343,6 @@ class TurnFold:
             known = None
             if self.place[0] == number:  # the walk goes back to the parts in their place
                 self.place = min(self.place, (number, index))
-        if is_attempt:
-            self.gone_calls.update(one["call"] for one in value.get("parts", ()) if one["type"] == "tool")
         value = {"type": ATTEMPT} if is_attempt else value  # a stream does not keep what counts no longer
         if known is not None:
             is_same = known.value["type"] == value["type"]

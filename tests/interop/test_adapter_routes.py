@@ -232,9 +232,10 @@ async def test_edit_stops_what_the_same_person_has_asked_before_also_when_it_is_
     async with playing(PageScene, ai_sdk, CHAT, new_hub(authenticate=ann), when_busy="queue") as scene:
         first = post("one")
         await scene.served.until(lambda: len(scene.turns) == 1)
-        # the first two on pages that have not seen the question; "a" is below it
-        for name, id, parent in (("ann", None, None), ("bob", None, None), ("bob", "b", "u"), ("ann", "a", "b")):
-            await scene.hub.create("chat:1", id=id, text=id or name, author=name, parent=parent)
+        for name in ("ann", "bob"):  # their pages have not seen the question
+            await scene.hub.create("chat:1", text=name, author=name, parent=None)
+        for name, id, parent in (("bob", "b", "u"), ("ann", "a", "b")):  # "a" is below it
+            await scene.hub.create("chat:1", id=id, text=id, author=name, parent=parent)
         edit = post("two", messageId="u")  # stored, though the person may not cancel
         await scene.served.until(lambda: len(scene.hub.channel("chat:1").feeds) == 2)
         capabilities = FULL

@@ -524,13 +524,6 @@ def test_part_that_no_reader_has_may_become_another_one(kind: str) -> None:
         assert not stream.is_over
 
 
-def test_question_of_an_attempt_that_was_taken_back_waits_for_its_call_in_the_next_one() -> None:
-    page, stream = opened([{"type": "attempt", "parts": [call("c1", "called")], "characters": 0}])
-    for delta in (asked("q", "c1"), InAnswer("a", PartOpened(1, call("c1", "called")))):
-        page.take(stream.frame([delta]))
-    assert (page.ending, page.parts[-1]["approval"]) == ("finish", {"id": "q"})
-
-
 @pytest.mark.parametrize("version", [6, 7])
 def test_attempt_that_is_superseded_leaves_the_page_with_what_counts(version: int) -> None:
     release = Release(version=version)
