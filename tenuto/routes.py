@@ -283,7 +283,9 @@ class Access:
             new = next((one for one in targets if one.id == hidden_by), None)
             author = self.identity.client_id
             own = [one for one in targets if new is not None and one.author == author and one.created < new.created]
-            known = (await self.history(channel, limit=200)).messages if own else []
+            known: list[Message] = []
+            with suppress(TenutoError):  # without them only the versions that wait or run are known
+                known = (await self.history(channel, limit=200)).messages if own else []
             versions = versions_of(new, [*own, *known]) if new is not None else []
             old = {one.id for one in versions if one.author == author}
             targets = [one for one in own if not old.isdisjoint({one.id, *leading_to(known, one.id)})]

@@ -26,14 +26,10 @@ def run(program: str) -> str:
     return ran.stdout.strip()
 
 
-def imported_for_type_checkers() -> dict[str, str]:
+def test_names_for_type_checkers_are_the_public_names() -> None:
     tree = ast.parse(Path(str(tenuto.__file__)).read_text())
     imports = [one for one in ast.walk(tree) if isinstance(one, ast.ImportFrom) and one.module != "typing"]
-    return {alias.name: str(one.module) for one in imports for alias in one.names if alias.name != "import_module"}
-
-
-def test_names_for_type_checkers_are_the_public_names() -> None:
-    found = imported_for_type_checkers()
+    found = {alias.name: str(one.module) for one in imports for alias in one.names if alias.name != "import_module"}
     assert sorted(found) == sorted(tenuto.__all__)
     assert [name for name in found if getattr(tenuto, name) is not getattr(import_module(found[name]), name)] == []
     assert set(dir(tenuto)) >= set(tenuto.__all__)

@@ -49,19 +49,14 @@ app = Starlette(routes=[Mount("/", app=hub)])
 """
 
 
-def uvicorn_options_of_the_docs() -> list[str]:
-    """Return the options for sockets that `docs/deployment.md` gives uvicorn."""
-    found = re.search(r"^- uvicorn needs `([^`]+)`", DEPLOYMENT.read_text(), re.MULTILINE)
-    assert found is not None
-    return found[1].split()
-
-
+# the options for sockets that the docs give uvicorn
+(SOCKET_OPTIONS,) = re.findall(r"^- uvicorn needs `([^`]+)`", DEPLOYMENT.read_text(), re.MULTILINE)
 _UVICORN = ["-m", "uvicorn", "--port", "{port}", "--no-access-log"]
 _GRANIAN = ["-m", "granian", "--interface", "asgi", "--http", "1", "--http1-header-read-timeout", "10000"]
 SERVERS = {
     "uvicorn-httptools": [*_UVICORN, "--http", "httptools", "served:app"],
     "uvicorn-h11": [*_UVICORN, "--http", "h11", "served:app"],
-    "uvicorn-sockets": [*_UVICORN, *uvicorn_options_of_the_docs(), "served:app"],
+    "uvicorn-sockets": [*_UVICORN, *SOCKET_OPTIONS.split(), "served:app"],
     "granian": [*_GRANIAN, "--backlog", "4096", "--port", "{port}", "served:app"],
     "tenuto": ["-m", "tenuto", "serve", "--port", "{port}", "--app", "served:slow_hub"],
     "hypercorn": ["-w", "0", "-b", "127.0.0.1:{port}", "served:app"],

@@ -262,7 +262,7 @@ def bystander(port: int, bearer: str = "") -> Iterator[None]:
         try:
             running.result(2 * PATIENCE_S)
         finally:
-            portal.stop(_no_step, PATIENCE_S)
+            portal.stop(lambda: asyncio.sleep(0), PATIENCE_S)  # no client is left to close
 
 
 async def _stand_by(port: int, bearer: str, begun: threading.Event, over: asyncio.Event) -> None:
@@ -274,10 +274,6 @@ async def _stand_by(port: int, bearer: str, begun: threading.Event, over: asynci
         begun.set()
         await one.append_until(over.is_set)
         await one.append_until(lambda: False, most=1)
-
-
-async def _no_step() -> None:
-    """Close no client: the bystander has ended."""
 
 
 async def introduces_itself(one: Scene, client: str, address: str = "127.0.0.1", headers: str = "") -> bool:

@@ -150,7 +150,7 @@ class World:
     def decide(self, draft: Draft, one: Asked) -> TenutoError | None:
         """Add the operations of `one` to `draft`; returns the refusal if there is one."""
         request = begun(draft, one)
-        if not is_command(one.message_id):
+        if not one.message_id.startswith(COMMAND_MARK):
             request = current(draft.message(one.message_id), request)
         try:
             decision = decide(
@@ -310,8 +310,3 @@ class Shelf:
     def restore_all(self) -> list[MessageState | CommandState]:
         """Return all messages and commands, restored."""
         return restored(self.stored(key) for key in self.documents)
-
-
-def is_command(key: str) -> bool:
-    """Return whether this is the key of a command."""
-    return key.startswith(COMMAND_MARK)

@@ -58,11 +58,6 @@ def forget_django() -> None:
     clear_url_caches()
 
 
-def app_of(program: ModuleType) -> Any:
-    """Return the ASGI app of `program`."""
-    return program.application if hasattr(program, "application") else program.app
-
-
 def client_of(app: Any, **options: Any) -> TestClient:
     """Return a client with an address of this machine, since a hub without a verifier refuses others."""
     return TestClient(app, base_url="http://localhost", client=("127.0.0.1", 1), **options)
@@ -72,7 +67,7 @@ def client_of(app: Any, **options: Any) -> TestClient:
 async def served(program: ModuleType, pace_s: float = 0.01) -> AsyncIterator[str]:
     """Serve a program in this process, so that a test sets the pace of its model, and yield its address."""
     program.PACE_S = pace_s  # type: ignore[attr-defined]
-    async with served_app(app_of(program)) as address:
+    async with served_app(getattr(program, "application", None) or program.app) as address:
         yield address
 
 

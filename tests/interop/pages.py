@@ -88,7 +88,9 @@ def start(script: Path, package: Path, *arguments: str) -> subprocess.Popen[byte
     """Start Node.js with a script, which reads calls."""
     node = os.environ.get("TENUTO_NODE") or shutil.which("node")
     assert node is not None, "no Node.js: install Debian's package nodejs"
-    command = [node, str(script), str(package / _entry(package)), *arguments]
+    assert package.is_dir(), f"the package {package} is not there: npm install"
+    manifest = json.loads((package / "package.json").read_text())
+    command = [node, str(script), str(package / (manifest.get("module") or manifest["main"])), *arguments]
     return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
 
 
@@ -96,12 +98,6 @@ def end(process: subprocess.Popen[bytes]) -> None:
     process.kill()
     with suppress(BrokenPipeError):  # of a call that the process has not read
         process.communicate()
-
-
-def _entry(package: Path) -> str:
-    assert package.is_dir(), f"the package {package} is not there: npm install"
-    manifest = json.loads((package / "package.json").read_text())
-    return str(manifest.get("module") or manifest["main"])
 
 
 def text_of(state: Any) -> str:

@@ -31,11 +31,7 @@ def frames(tokens: Iterable[object], event: str = "") -> list[str]:
     return [f"{name}data: {json.dumps(token)}\n\n" for token in tokens]
 
 
-def server_sent_event(**fields: Any) -> object:
-    """Return an object such as those of sse-starlette and FastAPI."""
-    return type("ServerSentEvent", (SimpleNamespace,), {})(**fields)
-
-
+ServerSentEvent = type("ServerSentEvent", (SimpleNamespace,), {})  # such as those of sse-starlette and FastAPI
 STREAMS: dict[str, list[Any]] = {
     "frames": frames(TOKENS),
     "frames behind the end": [*frames(TOKENS), "data: [DONE]\n\n", *frames(["b"])],
@@ -55,7 +51,7 @@ STREAMS: dict[str, list[Any]] = {
     "frames that halve a character": frames([*TOKENS[:-1], "\ud83d", "\ude42 "]),
     "dicts": [{"event": "token", "data": json.dumps(token)} for token in TOKENS],
     "dicts of raw text": [{"data": token} for token in TOKENS],
-    "objects of sse-starlette": [server_sent_event(data=token, event=None) for token in TOKENS],
+    "objects of sse-starlette": [ServerSentEvent(data=token, event=None) for token in TOKENS],
 }
 
 

@@ -123,10 +123,6 @@ def ask_chat(client: AsyncOpenAI) -> Callable[[], Any]:
     return lambda: client.chat.completions.create(model="gpt-test", messages=HI, stream=True)
 
 
-def ask_claude(client: AsyncAnthropic) -> Callable[[], Any]:
-    return lambda: client.messages.create(model="claude-test", max_tokens=9, messages=HI, stream=True)
-
-
 def new_hub(store: MemoryStore | None = None, *, drain_s: float = 0.2) -> Hub:
     return closed_later(Hub(store or "memory://", clock=virtual_clock(), hooks_signals=False, drain_s=drain_s))
 
@@ -230,7 +226,10 @@ async def test_claude_that_is_overloaded_in_its_stream_is_asked_again() -> None:
     overloaded = claude("error", error={"type": "overloaded_error", "message": "Overloaded"})
     half = [*claude_begin(), *claude_said("Half", place=0)[:2], overloaded]
     model = Model(half, [*claude_begin(), *claude_said("Whole", place=0), *claude_end()])
-    message, _ = await piped(ask_claude(model.anthropic()))
+    client = model.anthropic()
+    message, _ = await piped(
+        lambda: client.messages.create(model="claude-test", max_tokens=9, messages=HI, stream=True)
+    )
     assert (message.status, message.text) == ("complete", "Whole")
 
 

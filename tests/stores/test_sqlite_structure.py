@@ -97,13 +97,11 @@ async def test_damaged_document_of_a_dead_channel_keeps_no_other(path: Path, cap
     assert caplog.text.count("2 documents of a deleted channel cannot be removed") == 2
 
 
-def corrupt() -> sqlite3.Error:
-    error = sqlite3.DatabaseError("database disk image is malformed")
-    error.sqlite_errorcode = sqlite3.SQLITE_CORRUPT
-    return error
+CORRUPT = sqlite3.DatabaseError("database disk image is malformed")
+CORRUPT.sqlite_errorcode = sqlite3.SQLITE_CORRUPT
 
 
-@pytest.mark.parametrize("error", [corrupt(), StoreUnusable("no row"), TypeError("no number")], ids=repr)
+@pytest.mark.parametrize("error", [CORRUPT, StoreUnusable("no row"), TypeError("no number")], ids=repr)
 async def test_error_that_tells_of_damage_puts_off_no_other_housekeeping(
     path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
