@@ -87,6 +87,7 @@ class LangChain(Source):
         self._open: dict[Hashable, _OpenMessage] = {}  # by the names under which their chunks come (`where`)
         self._closed: dict[Hashable, _OpenMessage] = {}  # the last one of each name
         self._made = 0  # number of messages and files so far
+        self._calls: dict[str, Hashable] = {}  # keys of tool calls: the latest of each id, which a model may repeat
         self._written: set[object] = set()  # ids of messages and runs that came in chunks: the whole one is skipped
 
     def take(self, event: object) -> Iterator[Edit]:
@@ -105,7 +106,7 @@ class LangChain(Source):
             yield from self._chunk(message, where, is_whole=True)
         elif kind in _TOOL and (call := word(message, "tool_call_id")):
             state = ERROR if get(message, "status") == "error" else DONE
-            yield Set(("call", call), {"output": plain(get(message, "content")), "state": state})
+            yield Set(self._calls.get(call), {"output": plain(get(message, "content")), "state": state})
 
     def _event(self, event: Mapping[str, object]) -> Iterator[Edit]:
         run, data = event.get("run_id"), event.get("data")
@@ -154,7 +155,7 @@ class LangChain(Source):
         finish = _FINISH.get(reason, reason) if reason else None
         if finish != "length":  # the input of a call may be cut off there
             for call in dict.fromkeys(state.calls.values()):
-                yield Set(("call", call), {"state": CALLED})
+                yield Set(("call", call, state.number), {"state": CALLED})
         yield Meta(finish_reason="tool_calls" if state.calls and finish in ("stop", None) else finish)
 
     def _block(self, state: _OpenMessage, block: object) -> Iterator[Edit]:
@@ -171,7 +172,7 @@ class LangChain(Source):
             case "server_tool_result":
                 if call := word(block, "tool_call_id"):
                     result = ERROR if get(block, "status") == "error" else DONE
-                    yield Set(("call", call), {"output": plain(get(block, "output")), "state": result})
+                    yield Set(self._calls.get(call), {"output": plain(get(block, "output")), "state": result})
             case "image" | "file" | "audio" | "video":
                 state.kind = ""
                 self._made += 1
@@ -193,10 +194,12 @@ class LangChain(Source):
             call = state.calls[key] = given  # without an index the next chunks are those of the latest call
             if key is None:
                 state.calls[given] = given  # stays when a later call takes the key None
-            yield Open(("call", call), tool(call, name or ""))
+            self._calls[call] = ("call", call, state.number)
+            yield Open(self._calls[call], tool(call, name or ""))
         arguments = get(block, "args")
         if call is not None:
-            yield Add(("call", call), arguments if isinstance(arguments, str) else as_json(arguments or {}), "tool")
+            more = arguments if isinstance(arguments, str) else as_json(arguments or {})
+            yield Add(("call", call, state.number), more, "tool")
 
 
 def _reason(message: object) -> str | None:

@@ -68,7 +68,7 @@ class PydanticAI(Source):
         self._is_counted = False  # True: usage came with each response, so the total of the run must not be added
         self._response = 0  # number of the response in the run; the parts of each have indexes from 0
         self._started: set[int] = set()  # indexes of the parts of the current response
-        self._calls: dict[Hashable, str] = {}  # tool calls, by response and part
+        self._calls: dict[Hashable, Hashable] = {}  # keys of tool calls, by response and part; of each id the latest
         self._lengths: dict[Hashable, int] = {}  # for each key the length of the text written so far
 
     def events(self, stream: object) -> object:
@@ -111,9 +111,9 @@ class PydanticAI(Source):
             yield Open(key, {"type": _KINDS[kind]})
             yield from self._more(key, text(part, "content"))
         elif kind in _CALLS:
-            call = self._calls[key] = needed(part, "tool_call_id")
-            yield Open(("call", call), tool(call, word(part, "tool_name") or ""))
-            yield from self._more(("call", call), _arguments(get(part, "args")))
+            call = needed(part, "tool_call_id")
+            self._calls[key] = self._calls[call] = ("call", call, self._response)
+            yield from self._input(call, part)
         elif kind in _RETURNS:
             yield from self._return(part)
         elif kind == "file":
@@ -131,7 +131,7 @@ class PydanticAI(Source):
         kind = word(delta, "part_delta_kind")
         if kind == "tool_call":
             more = _arguments(get(delta, "args_delta"))
-            key = ("call", self._calls[key]) if key in self._calls else key
+            key = self._calls.get(key, key)
         else:
             more = text(delta, "content_delta")
         self._lengths[key] = self._lengths.get(key, 0) + len(more)
@@ -139,20 +139,24 @@ class PydanticAI(Source):
 
     def _called(self, key: Hashable) -> Iterator[Edit]:
         if key in self._calls:
-            yield Set(("call", self._calls[key]), {"state": CALLED})
+            yield Set(self._calls[key], {"state": CALLED})
 
     def _call(self, part: object) -> Iterator[Edit]:
         call = needed(part, "tool_call_id")
-        yield Open(("call", call), tool(call, word(part, "tool_name") or ""))
-        yield from self._more(("call", call), _arguments(get(part, "args")))
-        yield Set(("call", call), {"state": CALLED})
+        self._calls.setdefault(call, ("call", call))  # one of an earlier run, to be carried out now
+        yield from self._input(call, part)
+        yield from self._called(call)
+
+    def _input(self, call: str, part: object) -> Iterator[Edit]:
+        yield Open(self._calls[call], tool(call, word(part, "tool_name") or ""))
+        yield from self._more(self._calls[call], _arguments(get(part, "args")))
 
     def _return(self, part: object) -> Iterator[Edit]:
         call, kind = word(part, "tool_call_id"), word(part, "part_kind")
         if call is not None and kind in _RETURNS:
             has_failed = kind == "retry-prompt" or get(part, "retry") is not None
             state = ERROR if has_failed or get(part, "outcome") in ("failed", "denied") else DONE
-            yield Set(("call", call), {"output": plain(get(part, "content")), "state": state})
+            yield Set(self._calls.get(call), {"output": plain(get(part, "content")), "state": state})
 
     def _whole(self, response: object) -> Iterator[Edit]:
         """Yield the edits for a response that grows: each item repeats the earlier ones and adds to them."""

@@ -132,12 +132,14 @@ MODES: list[dict[str, Any]] = [
 async def test_a_graph_with_a_tool_becomes_parts_in_order(
     hub: Hub, provider: Provider, model: ChatOpenAI, mode: dict[str, Any]
 ) -> None:
-    provider.will_say([*chat_called(), *chat_end("tool_calls")], [*chat_said("Rain in ", "Oslo"), *chat_end()])
+    said = [*chat_said("Rain in ", "Oslo"), *chat_end()]
+    provider.will_say(*[[*chat_called(), *chat_end("tool_calls")]] * 2, said)  # it calls twice by the same id
     stored, piped = await pipe_all(hub, graph_of(model).astream(ASK, **mode))
-    tool, text = stored.parts
+    tool, again, text = stored.parts
+    assert again == tool
     assert (tool["input"], tool["state"], tool["output"]) == (INPUT, "done", "rain in Oslo")
     assert (text, stored.status) == ({"type": "text", "text": "Rain in Oslo"}, "complete")
-    assert piped.usage == {name: 2 * count for name, count in CHAT_USAGE.items()}
+    assert piped.usage == {name: 3 * count for name, count in CHAT_USAGE.items()}
 
 
 async def test_events_of_a_graph_become_the_same_parts(hub: Hub, provider: Provider, model: ChatOpenAI) -> None:

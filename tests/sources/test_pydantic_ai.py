@@ -48,13 +48,14 @@ async def test_a_run_with_a_tool_becomes_parts_in_order(
 ) -> None:
     said = [*map(chat, ({"reasoning_content": "Let me "}, {"reasoning_content": "think."}))]
     said += [*chat_said("Rain in ", "Oslo"), *chat_end()]
-    provider.will_say([*chat_called(), *chat_end("tool_calls")], said)
+    provider.will_say(*[[*chat_called(), *chat_end("tool_calls")]] * 2, said)  # it calls twice by the same id
     stored, piped = await pipe_all(hub, run(agent, way))
-    tool, thought, text = stored.parts
+    tool, again, thought, text = stored.parts
     assert (tool["call"], tool["input"], tool["state"]) == ("call_1", INPUT, "done")
+    assert again == tool
     assert (tool["output"], text["text"], stored.status) == ("rain in Oslo", "Rain in Oslo", "complete")
     assert (thought, piped.finish_reason, piped.tool_calls) == (PARTS[0], "stop", [])
-    assert (stored.meta["model"], piped.usage["output_tokens"]) == ("gpt-test", 14)
+    assert (stored.meta["model"], piped.usage["output_tokens"]) == ("gpt-test", 21)
 
 
 async def test_a_tool_that_asks_to_be_called_again_is_in_error(
