@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Literal
 from tenuto.agents.backend import Sent, Watch, find, patiently
 from tenuto.agents.running import Agent, Running, check_worker_settings
 from tenuto.core.catch_up import reply_to
-from tenuto.core.errors import Deleted, Draining, Fenced, Finished, TenutoError
+from tenuto.core.errors import Deleted, Fenced, Finished, TenutoError, is_of_drain
 from tenuto.core.events import CommandReply
 from tenuto.core.model import Command, Json, Message, check_json, plain
 from tenuto.core.names import command_key
@@ -25,7 +25,6 @@ from tenuto.core.turns import WhenBusy
 from tenuto.hub.pending import result_later
 from tenuto.hub.turns.scheduler import AssignedTurn
 from tenuto.portal import Writer
-from tenuto.sources.reading import causes_of
 
 if TYPE_CHECKING:
     from tenuto.hub.hub import HubCore
@@ -151,7 +150,7 @@ class LocalBackend:
 
     def drains(self, error: BaseException) -> bool:
         """Return whether the drain of the hub has caused `error` (`Backend.drains`)."""
-        return self._hub.is_draining and any(isinstance(cause, Draining) for cause in causes_of(error))
+        return self._hub.is_draining and is_of_drain(error)
 
     @property
     def may_begin(self) -> bool:

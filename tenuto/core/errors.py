@@ -13,6 +13,7 @@ URL through `shown_url`; they never show a token, a ticket, a cookie or a passwo
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, ClassVar
 
 SHOWN_CHARACTERS = 72  # limit for a value shown in a message; an id of 64 characters fits, with its quotes
@@ -297,6 +298,24 @@ def failures_in(error: BaseException) -> list[BaseException]:
     if not isinstance(error, BaseExceptionGroup):
         return [error]
     return [failure for one in error.exceptions for failure in failures_in(one)]
+
+
+_CAUSES = 8  # limit of exceptions to read in a chain of causes
+
+
+def causes_of(error: BaseException) -> Iterator[BaseException]:
+    """Yield `error` and the errors that caused it."""
+    cause: BaseException | None = error
+    for _ in range(_CAUSES):
+        if cause is None:
+            return
+        yield cause
+        cause = cause.__cause__
+
+
+def is_of_drain(error: BaseException) -> bool:
+    """Return whether the drain of a hub has caused `error`, or one of its group."""
+    return any(isinstance(cause, Draining) for one in failures_in(error) for cause in causes_of(one))
 
 
 def public_reason(error: BaseException) -> str | None:

@@ -39,6 +39,7 @@ from tenuto.core.errors import (
     StoreUnavailable,
     StoreUnusable,
     TenutoError,
+    is_of_drain,
 )
 from tenuto.core.model import Message
 from tenuto.core.names import COMMAND_MARK, matches
@@ -370,12 +371,14 @@ class MessageWriter(Writer):
     async def _finish_early(self, error: BaseException) -> None:
         """Store the accepted requests and finish the message, because `error` ended its block early.
 
-        A draining hub leaves the message open, unless a client or a time limit has stopped its turn: the next start
-        adopts or interrupts it.
+        A draining hub leaves the message open, unless its turn was stopped or `error` is a failure of the block itself:
+        the next start adopts or interrupts it.
         """
         status, reason = ended_as(error, self.cancelled_as, self._hub.reason_of)
         try:
-            if not self._hub.viewing.is_draining or (status != "interrupted" and self.is_stopped()):
+            has_failed = isinstance(error, Exception) and not is_of_drain(error)
+            is_ended = status != "interrupted" and (has_failed or self.is_stopped())
+            if is_ended or not self._hub.viewing.is_draining:
                 self._outgoing.accept_end(status, reason=reason, is_server=True)
                 self._submit()
             ending = asyncio.ensure_future(self.flush())

@@ -17,12 +17,12 @@ from typing import Any, NamedTuple, cast
 
 import msgspec
 
-from tenuto.core.errors import Deleted, Finished, LocalError, shown
+from tenuto.core.errors import Deleted, Finished, LocalError, causes_of, shown
 from tenuto.core.model import RESPONSES, Json, Part
 from tenuto.portal import Attempt, Piped, Writer
 from tenuto.sources.google_genai import events_of_interaction
 from tenuto.sources.openai import events_of
-from tenuto.sources.reading import UpstreamEnded, UpstreamError, causes_of, get
+from tenuto.sources.reading import UpstreamEnded, UpstreamError, get
 from tenuto.sources.tries import LONGEST_RETRY_AFTER_S, Tries, backoff_s, may_pass, pause, retry_after_s, wait_to_retry
 from tenuto.sources.upstream import called
 from tenuto.sources.writing import Differs, Kept, Writing, record_of, streams_of, used

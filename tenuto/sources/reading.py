@@ -19,7 +19,7 @@ from typing import ClassVar
 
 import msgspec
 
-from tenuto.core.errors import TenutoError
+from tenuto.core.errors import TenutoError, causes_of
 from tenuto.core.model import Json, Part
 from tenuto.core.text import whole_text
 
@@ -117,7 +117,6 @@ class Source:
 # other digits, so that no key or id can pass.
 _CODE = re.compile(r"[A-Za-z]+(?:[_.-][A-Za-z]+)*|[345]\d\d")
 _CODE_CHARACTERS = 64
-_CAUSES = 8  # limit of exceptions to read in a chain of causes
 
 # Packages whose exceptions count as the upstream's. `json` is one, because SDKs decode server-sent events with it.
 UPSTREAM_PACKAGES = (
@@ -214,16 +213,6 @@ def translated(error: BaseException, *, is_of_sdk: bool) -> TenutoError | None:
     own = [one for one in causes if type(one) is ValueError and _is_raised_by_sdk(one)]  # not of a tool of the app
     said = [found[1] for one in own if (found := _CODE_FIRST.match(str(one)))]
     return reported(*(code for cause in causes for code in codes_of(cause)), *said)
-
-
-def causes_of(error: BaseException) -> Iterator[BaseException]:
-    """Yield `error` and the errors that caused it."""
-    cause: BaseException | None = error
-    for _ in range(_CAUSES):
-        if cause is None:
-            return
-        yield cause
-        cause = cause.__cause__
 
 
 def _root(module: object) -> str:

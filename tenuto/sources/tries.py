@@ -22,7 +22,7 @@ from email.utils import parsedate_to_datetime
 from functools import partial
 from typing import get_args
 
-from tenuto.core.errors import LocalError, TenutoError, shown
+from tenuto.core.errors import LocalError, TenutoError, causes_of, shown
 from tenuto.core.model import Part
 from tenuto.core.outgoing import text_of
 from tenuto.portal import Attempt, OnBreak, Piped, Writer
@@ -34,7 +34,6 @@ from tenuto.sources.reading import (
     NotKept,
     UpstreamEnded,
     UpstreamError,
-    causes_of,
     code_of,
     codes_of,
     get,
