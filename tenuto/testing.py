@@ -8,11 +8,11 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import AsyncIterator, Iterable
-from contextlib import closing, suppress
+from contextlib import ExitStack, closing, suppress
 from typing import TYPE_CHECKING, Any
 
 from tenuto.agents.local import LocalWatch
-from tenuto.core.errors import LocalError, NotFound
+from tenuto.core.errors import Draining, LocalError, NotFound
 from tenuto.core.model import Message
 
 if TYPE_CHECKING:
@@ -52,15 +52,17 @@ class ScriptedModel:
 async def wait_for_answer(hub: Hub, channel: str, question: str | None = None, *, timeout_s: float = 10.0) -> Message:
     """Return the last answer to the message `question`, by default the newest of a user, once its turn is over.
 
-    An interrupted answer does not count: another attempt may follow. Raises TimeoutError after `timeout_s`, or Deleted.
+    An interrupted answer does not count: another attempt may follow. Raises TimeoutError after `timeout_s`, Draining if
+    the hub closes meanwhile, and Deleted.
     """
     turn, found = None, list[Message]()
     try:
         async with asyncio.timeout(timeout_s):
             await hub.start()
-            with closing(LocalWatch(hub, channel)) as watch:
+            with closing(LocalWatch(hub, channel)) as watch, ExitStack() as hooks:
+                hooks.callback(hub.on_drain(watch.wake))
                 await hub.runtime.fresh(channel)  # follows the channel in a store that is shared
-                while True:
+                while not hub.is_draining:
                     page = await hub.history(channel, limit=_LISTED)
                     found = page.messages
                     while page.more and all(one.role != "user" for one in page.messages):  # a page has at most 2 MiB
@@ -73,6 +75,7 @@ async def wait_for_answer(hub: Hub, channel: str, question: str | None = None, *
                             if turn.state == "over" and answers:
                                 return answers[-1]
                     await watch.changed()
+            raise Draining(f"hub is shutting down, and the turn in channel {channel!r} has not ended with an answer")
     except TimeoutError:
         states = ", ".join(f"{one.role} {one.id!r} {one.status}" for one in found) or "none"
         raise TimeoutError(

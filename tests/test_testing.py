@@ -8,7 +8,7 @@ import re
 import pytest
 
 from tenuto import Hub, Turn
-from tenuto.core.errors import LocalError
+from tenuto.core.errors import Draining, LocalError
 from tenuto.testing import ScriptedModel, wait_for_answer
 from tests.virtual import closed_later, virtual_clock, virtually
 
@@ -54,6 +54,9 @@ async def test_wait_without_an_answer_names_the_messages_of_the_channel() -> Non
     question = await hub.create("chat:1", text="Hi?", role="user")
     with pytest.raises(TimeoutError, match=re.escape(f"none; the newest messages: user '{question.id}' complete")):
         await wait_for_answer(hub, "chat:1", question.id)
+    waiting = wait_for_answer(hub, "chat:1", question.id)
+    refusal, _ = await asyncio.gather(waiting, hub.close(), return_exceptions=True)  # the hub closes meanwhile
+    assert (type(refusal), hub.is_running) == (Draining, False)
 
 
 @virtually

@@ -59,7 +59,7 @@ class Watch(ABC):
         self._on_change = on_change
         on_change()
 
-    def _wake(self) -> None:
+    def wake(self) -> None:
         """Note that the channel may have changed."""
         self._woken.set()
         self._on_change()
@@ -80,9 +80,6 @@ class Backend(Protocol):
     @property
     def is_shutting_down(self) -> bool:
         """Return whether the process is about to end; its turns are then left for another process."""
-
-    def drains(self, error: BaseException) -> bool:
-        """Return whether `error` comes of the shutdown of this hub, whose turns another process then has."""
 
     def now_ms(self) -> int:
         """Return the time in ms since 1970."""

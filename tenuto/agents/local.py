@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Literal
 from tenuto.agents.backend import Sent, Watch, find, patiently
 from tenuto.agents.running import Agent, Running, check_worker_settings
 from tenuto.core.catch_up import reply_to
-from tenuto.core.errors import Deleted, Fenced, Finished, TenutoError, is_of_drain
+from tenuto.core.errors import Deleted, Fenced, Finished, TenutoError
 from tenuto.core.events import CommandReply
 from tenuto.core.model import Command, Json, Message, check_json, plain
 from tenuto.core.names import command_key
@@ -148,10 +148,6 @@ class LocalBackend:
         """Return whether the hub drains."""
         return self._hub.is_draining
 
-    def drains(self, error: BaseException) -> bool:
-        """Return whether the drain of the hub has caused `error` (`Backend.drains`)."""
-        return self._hub.is_draining and is_of_drain(error)
-
     @property
     def may_begin(self) -> bool:
         """Return whether the other nodes have counted this one as alive since the claim (`Backend.may_begin`)."""
@@ -212,7 +208,7 @@ class LocalWatch(Watch):
     def __init__(self, hub: HubCore, channel: str) -> None:
         super().__init__()
         self._channel = hub.channel(channel)
-        self._channel.listeners[self._wake] = None
+        self._channel.listeners[self.wake] = None
 
     def commands(self) -> list[Command]:
         """Return the commands without a reply (`Watch.commands`)."""
@@ -237,4 +233,4 @@ class LocalWatch(Watch):
 
     def close(self) -> None:
         """Stop following the channel (`Watch.close`)."""
-        self._channel.listeners.pop(self._wake, None)
+        self._channel.listeners.pop(self.wake, None)

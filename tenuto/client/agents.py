@@ -130,10 +130,6 @@ class RemoteBackend:
         """Return whether the process ends (`Backend.is_shutting_down`)."""
         return self._agents.is_ending
 
-    def drains(self, error: BaseException) -> bool:
-        """Return False: a hub that drains is not this process, which keeps its turns (`Backend.drains`)."""
-        return False
-
     def now_ms(self) -> int:
         """Return the time of the client's clock (`Backend.now_ms`)."""
         return round(self._client._now() * 1000)
@@ -260,6 +256,6 @@ class RemoteWatch(Watch):
                     self._replies[reply.id] = reply
                     if len(self._replies) > KEPT_REPLIES:
                         del self._replies[next(iter(self._replies))]
-                self._wake()
+                self.wake()
         except TenutoError:
             self._woken.set()  # no need to raise the error here: the turn's own requests raise it

@@ -11,7 +11,7 @@ import pytest
 
 from tenuto.agents.local import LocalBackend
 from tenuto.agents.turn import Turn
-from tenuto.core.errors import Draining, StoreUnavailable
+from tenuto.core.errors import StoreUnavailable
 from tenuto.core.limits import Limits
 from tenuto.core.ops import Claim, Create
 from tenuto.core.turns import ATTEMPTS, reply_id
@@ -274,20 +274,3 @@ async def test_answers_of_a_turn_whose_processes_died_too_often_are_failed(
     assert seen == list(range(1, max_tries + 1))
     text = "half " * (max_tries if on_crash == "continue" else 1)
     assert await endings(hub) == [(text if numbers else "", "failed", "crashed")] * max(1, numbers)
-
-
-@pytest.mark.parametrize(("cause", "status"), [(None, "failed"), (Draining("hub is shutting down"), "complete")])
-@virtually
-async def test_a_handler_that_fails_in_a_drain_fails_its_answer_unless_the_drain_is_the_cause(
-    cause: Draining | None, status: str
-) -> None:
-    async def bot(turn: Turn) -> None:
-        async with turn.reply() as message:
-            await message.append("The text.")
-            if turn.attempt == 1:
-                await asyncio.sleep(5)
-                raise ValueError("a mistake") from cause
-
-    async for hub in lives(bot, 1, 1, hub={"drain_s": 10}):
-        found = await endings(hub)
-    assert [one[:2] for one in found] == [("The text.", status)]

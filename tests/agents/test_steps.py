@@ -660,16 +660,21 @@ async def test_turn_that_reads_a_stream_does_not_only_wait(wait: Any, handle: An
 
 
 @pytest.mark.parametrize("on_crash", ["restart", "continue", "interrupt"])
-@pytest.mark.parametrize(("timeout_s", "status"), [(90, "cancelled"), (5, "failed")])
+@pytest.mark.parametrize(
+    ("work_s", "timeout_s", "status"), [(99, 90, "cancelled"), (99, 5, "failed"), (3, 9, "failed")]
+)
 @virtually
-async def test_a_turn_that_is_stopped_during_a_drain_ends(on_crash: Any, timeout_s: float, status: str) -> None:
+async def test_a_turn_that_is_stopped_or_fails_during_a_drain_ends(
+    on_crash: Any, work_s: float, timeout_s: float, status: str
+) -> None:
     begun, ended = list[int](), list[None]()
 
     async def bot(turn: Turn) -> None:
         begun.append(turn.attempt)
         async with turn.reply() as message:
             await message.append("The text.")
-            await turn.step("slow", lambda: asyncio.sleep(100))
+            await turn.step("slow", asyncio.sleep, work_s)
+            raise ValueError("a mistake")
 
     async for hub in lives(bot, 1, 1, hub={"drain_s": 10}, on_crash=on_crash, timeout_s=timeout_s):
         if not ended:

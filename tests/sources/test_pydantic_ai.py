@@ -51,8 +51,7 @@ async def test_a_run_with_a_tool_becomes_parts_in_order(
     provider.will_say(*[[*chat_called(), *chat_end("tool_calls")]] * 2, said)  # it calls twice by the same id
     stored, piped = await pipe_all(hub, run(agent, way))
     tool, again, thought, text = stored.parts
-    assert (tool["call"], tool["input"], tool["state"]) == ("call_1", INPUT, "done")
-    assert again == tool
+    assert (tool["call"], tool["input"], tool["state"], again) == ("call_1", INPUT, "done", tool)
     assert (tool["output"], text["text"], stored.status) == ("rain in Oslo", "Rain in Oslo", "complete")
     assert (thought, piped.finish_reason, piped.tool_calls) == (PARTS[0], "stop", [])
     assert (stored.meta["model"], piped.usage["output_tokens"]) == ("gpt-test", 21)
