@@ -88,15 +88,17 @@ class NamedEvents:
     """The format of Server-Sent Events named `thinking`, `answer` and `done` (`docs/protocol.md`, 5.3)."""
 
     def frame(self, deltas: Sequence[Delta], status: str | None, position: Position) -> bytes:
-        """Return the bytes for `deltas` (`Framer.frame`). The id of the last text covers all texts, and not the end."""
+        """Return the bytes for `deltas` (`Framer.frame`). The id of a text covers it and those before, not the end."""
         left = texts_left(deltas)
-        texts = added_texts(deltas) if left is None else ()  # a reset has all texts
-        events = [b"event: " + _EVENTS[kind] + b"\ndata: " + encode_json(text) for kind, text in texts]
-        if left is not None:
-            events.append(b"event: reset\ndata: " + encode_json({_EVENTS[kind].decode(): left[kind] for kind in left}))
-        body = b""
-        if events:
-            body = b"\n\n".join(events) + f"\nid: {position.id(is_finished=False)}\n\n".encode()
+        if left is not None:  # a reset has all texts
+            body = b"event: reset\ndata: " + encode_json({_EVENTS[kind].decode(): left[kind] for kind in left})
+            body += f"\nid: {position.id(is_finished=False)}\n\n".encode()
+        else:
+            body, lengths = b"", list(position.sent.lengths)
+            for index, kind, text in reversed([*added_texts(deltas)]):
+                at = position._replace(sent=position.sent._replace(lengths=lengths)).id(is_finished=False)
+                body = b"event: %b\ndata: %b\nid: %b\n\n" % (_EVENTS[kind], encode_json(text), at.encode()) + body
+                lengths[index] -= len(text)
         if status is not None:
             body += b"event: done\ndata: " + encode_json({"status": status})
             body += f"\nid: {position.id(is_finished=True)}\n\n".encode()
@@ -119,7 +121,7 @@ class OwnFrames:
         """
         frames: list[bytes] = []
         left = texts_left(deltas)
-        text = "".join(text for kind, text in added_texts(deltas) if kind == "text")
+        text = "".join(text for _, kind, text in added_texts(deltas) if kind == "text")
         if left is not None:
             self._lines.ends_in_cr = False
             reset = f"event: reset\n{self._lines.data(left['text'])}\n".encode()
@@ -185,32 +187,32 @@ def texts_left(deltas: Sequence[Delta]) -> dict[str, str] | None:
         delta = deltas[number]
         if isinstance(delta, MessageReplaced) and delta.is_superseded:
             texts = dict.fromkeys(_EVENTS, "")
-            for kind, text in added_texts(deltas[number:]):
+            for _, kind, text in added_texts(deltas[number:]):
                 texts[kind] += text
             return texts
     return None
 
 
-def added_texts(deltas: Sequence[Delta]) -> Iterator[tuple[str, str]]:
-    """Yield part type and new text, for formats whose readers only append text.
+def added_texts(deltas: Sequence[Delta]) -> Iterator[tuple[int, str, str]]:
+    """Yield index and type of a part and its new text, for formats whose readers only append text.
 
     Of a replaced text only the end is sent, from the length that the reader has, because the reader cannot remove text.
     """
     for delta in deltas:
         match delta:
-            case TextAdded(kind=kind, text=text) if kind in COUNTED:
-                yield kind, text
-            case PartOpened(part=part, sent=sent) | PartReplaced(part=part, sent=sent):
-                yield from _rest(part, sent)
+            case TextAdded(index=index, kind=kind, text=text) if kind in COUNTED:
+                yield index, kind, text
+            case PartOpened(index=index, part=part, sent=sent) | PartReplaced(index=index, part=part, sent=sent):
+                yield from _rest(index, part, sent)
             case MessageReplaced(message=message, sent=lengths):
                 for index, part in enumerate(message.parts):
-                    yield from _rest(part, lengths[index] if index < len(lengths) else 0)
+                    yield from _rest(index, part, lengths[index] if index < len(lengths) else 0)
 
 
-def _rest(part: Part, sent: int) -> Iterator[tuple[str, str]]:
+def _rest(index: int, part: Part, sent: int) -> Iterator[tuple[int, str, str]]:
     kind = part["type"]
     if kind in COUNTED and (rest := part["text"][sent:]):
-        yield kind, rest
+        yield index, kind, rest
 
 
 class _Lines:

@@ -57,6 +57,17 @@ async def test_deleted_message_ends_with_done(served: Served) -> None:
     assert (again.response.status, json.loads(again.body)["code"]) == (410, "deleted")
 
 
+async def test_cut_between_two_events_of_one_write_doubles_neither(served: Served) -> None:
+    parts = [{"type": "reasoning", "text": "hm"}, {"type": "text", "text": "yes"}, {"type": "text", "text": "!"}]
+    await change(served, "POST", "", {"id": "m1", "role": "assistant", "parts": parts})
+    whole = await Stream.open(served, EVENTS)
+    await whole.until_over()
+    for number, event in enumerate(whole.events):
+        rest = await Stream.open(served, EVENTS, Last_Event_ID=str(event.id))
+        await rest.until_over()
+        assert [one.data for one in rest.events] == [one.data for one in whole.events[number + 1 :]]
+
+
 async def test_superseded_attempt_is_reset_once_for_each_reader(served: Served) -> None:
     await change(served, "POST", "", {"id": "m1", "role": "assistant", "status": "streaming"})
     await change(served, "PUT", "/m1/parts/0", {"type": "reasoning", "text": "hm"})
