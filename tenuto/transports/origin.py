@@ -154,9 +154,7 @@ def _becomes_visitor(hub: HubCore, scope: Scope) -> bool:
 
 
 def refusal_of_get(hub: HubCore, scope: Scope) -> Forbidden | None:
-    """Return the error for a change in a GET route of the app by a page of another origin, as `check_origin` raises it
-    for other methods.
-    """
+    """Return the error of a change by a page of another origin in a GET route (`check_origin`: by other methods)."""
     if scope["type"] != "http" or scope.get("method") not in SAFE_METHODS:
         return None
     return refusal_of_page(hub, scope) if is_by_cookie(hub, scope) or _becomes_visitor(hub, scope) else None
@@ -167,10 +165,11 @@ def refusal_of_page(hub: HubCore, scope: Scope) -> Forbidden | None:
 
     `check_origin` lets GET pass, which changes no channel of the hub; there it makes the app call its model.
     """
-    origin = header(scope, b"origin")
-    is_other = any(site not in _OWN_SITE for site in headers_of(scope, b"sec-fetch-site"))
-    is_prefetch = "prefetch" in (header(scope, b"sec-purpose") or "")
-    if (is_other or is_prefetch) and origin not in hub.allowed_origins:
+    origin, sites = header(scope, b"origin"), headers_of(scope, b"sec-fetch-site")
+    is_other = any(site not in _OWN_SITE for site in sites)
+    if not sites and origin is not None and scope["method"] in SAFE_METHODS:  # over plain http browsers name no site
+        is_other = not is_own_origin(hub, scope, origin)
+    if (is_other or "prefetch" in (header(scope, b"sec-purpose") or "")) and origin not in hub.allowed_origins:
         return Forbidden("a page of another origin sent this question; list its origin in Hub(allowed_origins=[...])")
     return None
 
