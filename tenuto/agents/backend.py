@@ -81,6 +81,9 @@ class Backend(Protocol):
     def is_shutting_down(self) -> bool:
         """Return whether the process is about to end; its turns are then left for another process."""
 
+    def drains(self, error: BaseException) -> bool:
+        """Return whether `error` comes of the shutdown of this hub, whose turns another process then has."""
+
     def now_ms(self) -> int:
         """Return the time in ms since 1970."""
 

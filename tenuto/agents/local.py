@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Literal
 from tenuto.agents.backend import Sent, Watch, find, patiently
 from tenuto.agents.running import Agent, Running, check_worker_settings
 from tenuto.core.catch_up import reply_to
-from tenuto.core.errors import Deleted, Fenced, Finished, TenutoError
+from tenuto.core.errors import Deleted, Fenced, Finished, TenutoError, is_of_drain
 from tenuto.core.events import CommandReply
 from tenuto.core.model import Command, Json, Message, check_json, plain
 from tenuto.core.names import command_key
@@ -147,6 +147,10 @@ class LocalBackend:
     def is_shutting_down(self) -> bool:
         """Return whether the hub drains."""
         return self._hub.is_draining
+
+    def drains(self, error: BaseException) -> bool:
+        """Return whether the drain of the hub has caused `error` (`Backend.drains`)."""
+        return self._hub.is_draining and is_of_drain(error)
 
     @property
     def may_begin(self) -> bool:

@@ -35,7 +35,6 @@ from tenuto.core.errors import (
     StoreUnavailable,
     TenutoError,
     failures_in,
-    is_of_drain,
     public_reason,
 )
 from tenuto.core.model import OPTIONS, OPTIONS_KEY, Command, Json, Message
@@ -318,8 +317,7 @@ class Running:
             if any(isinstance(one, Finished) for one in failures) and await self._is_interrupted(turn):
                 self._is_lost = True  # the turn waits for its next attempt, as after a crash
                 return
-            is_left = self._backend.is_shutting_down and is_of_drain(raised)
-            if is_left and not (self._is_stopped or self._is_late):
+            if self._backend.drains(raised) and not (self._is_stopped or self._is_late):
                 if not all(isinstance(one, Draining) for one in failures):
                     logger.error("turn of %s in %s failed in a drain", self.message.id, self.channel, exc_info=raised)
                 await turn.steps.idle()  # the next attempt would call again what still runs

@@ -130,6 +130,10 @@ class RemoteBackend:
         """Return whether the process ends (`Backend.is_shutting_down`)."""
         return self._agents.is_ending
 
+    def drains(self, error: BaseException) -> bool:
+        """Return False: a hub that drains is not this process, which keeps its turns (`Backend.drains`)."""
+        return False
+
     def now_ms(self) -> int:
         """Return the time of the client's clock (`Backend.now_ms`)."""
         return round(self._client._now() * 1000)
