@@ -11,8 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from tenuto.stores.base import Store
 from tenuto.stores.sqlite.store import SqliteStore
 from tests.postgres import Postgres
+from tests.stores.contract import Chat
 from tests.stores.files import opened
 
 _numbers = count(1)
@@ -38,3 +40,9 @@ def path(tmp_path: Path) -> Path:
 async def store(path: Path) -> AsyncIterator[SqliteStore]:
     async with opened(path) as store:
         yield store
+
+
+@pytest.fixture
+def chat(store: Store) -> Chat:
+    """Return the channel `c` of the test's store."""
+    return Chat(store)

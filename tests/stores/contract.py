@@ -318,8 +318,7 @@ class StoreContract:
         assert await texts(store, "c", "m1") == ["abc"]
         assert await head_of(store, "c") == Head("e1", 3)
 
-    async def test_marks_are_read_back_with_their_segments(self, store: Store) -> None:
-        chat = Chat(store)
+    async def test_marks_are_read_back_with_their_segments(self, store: Store, chat: Chat) -> None:
         await chat.do(create("m1", streaming=True))
         for number in range(40):
             await chat.do(append("m1", f"{number:03d} " * 20), documents=["m1"] if number % 16 == 15 else ())
@@ -330,8 +329,7 @@ class StoreContract:
         lengths = [text.length_at(serial) for serial in range(42)]
         assert all(0 <= true.length_at(serial) - length < 600 for serial, length in enumerate(lengths))
 
-    async def test_text_larger_than_a_page_is_read_back(self, store: Store) -> None:
-        chat = Chat(store)
+    async def test_text_larger_than_a_page_is_read_back(self, store: Store, chat: Chat) -> None:
         large = "".join(f"{number} é🙂 " for number in range(30_000))
         await chat.do(create("m1", large, streaming=True))
         await chat.do(append("m1", large[:90_000]))
@@ -343,8 +341,7 @@ class StoreContract:
 
     # -- queries ------------------------------------------------------------------------------------------------
 
-    async def test_changes_beyond_the_limit_are_not_listed(self, store: Store) -> None:
-        chat = Chat(store)
+    async def test_changes_beyond_the_limit_are_not_listed(self, store: Store, chat: Chat) -> None:
         await chat.do(create("m1", streaming=True), create("m2", streaming=True), create("m3", "c"))
         await chat.do(append("m1", "a"), append("m2", "b"))
         assert (await store.changes("c", after=0, limit=2)).messages is None
@@ -352,8 +349,7 @@ class StoreContract:
         assert len((await store.changes("c", after=0, limit=3)).messages or ()) == 3
         assert (await store.changes("c", after=5, limit=0)).messages == []
 
-    async def test_a_page_ends_at_its_limits_and_announces_more(self, store: Store) -> None:
-        chat = Chat(store)
+    async def test_a_page_ends_at_its_limits_and_announces_more(self, store: Store, chat: Chat) -> None:
         await chat.do(*(create(f"m{number}", "x" * 100) for number in range(1, 6)))
         assert await page_of(store, limit=5) == (["m5", "m4", "m3", "m2", "m1"], False)
         assert await page_of(store, limit=10, limit_bytes=250) == (["m5", "m4"], True)
@@ -362,8 +358,7 @@ class StoreContract:
         assert await page_of(store, before=2, limit=2) == (["m1"], False)
         assert [await page_of(store, before=before, limit=2) for before in (0, 1)] == [([], False)] * 2
 
-    async def test_a_page_after_a_serial_is_oldest_first(self, store: Store) -> None:
-        chat = Chat(store)
+    async def test_a_page_after_a_serial_is_oldest_first(self, store: Store, chat: Chat) -> None:
         await chat.do(*(create(f"m{number}", "x" * 100) for number in range(1, 7)))
         await chat.do(delete("m3"))
         assert await page_of(store, after=0, limit=2) == (["m1", "m2"], True)
@@ -428,8 +423,7 @@ class StoreContract:
         assert await listed("a", "other") == ["a"]
         assert await listed() == []
 
-    async def test_summaries_have_the_times_and_counts_of_documents(self, store: Store) -> None:
-        chat = Chat(store)
+    async def test_summaries_have_the_times_and_counts_of_documents(self, store: Store, chat: Chat) -> None:
 
         async def do_at(at_ms: int, *steps: Step, documents: Iterable[str] = ()) -> ChannelSummary:
             write = chat.write(*steps, documents=documents)
@@ -463,15 +457,13 @@ class StoreContract:
 
     # -- commands ------------------------------------------------------------------------------------------------
 
-    async def test_commands_do_not_count_on_a_page(self, store: Store) -> None:
-        chat = Chat(store)
+    async def test_commands_do_not_count_on_a_page(self, store: Store, chat: Chat) -> None:
         for number in range(4):
             await chat.do(create(f"m{number}", "x" * 100), (f"!c{number}", SendCommand(name="x", data="y" * 500)))
         assert await page_of(store, limit=2, limit_bytes=1_000) == (["m3", "m2"], True)
         assert await page_of(store, before=5, limit=2, limit_bytes=1_000) == (["m1", "m0"], False)
 
-    async def test_data_of_commands_with_a_reply_leaves_with_their_target(self, store: Store) -> None:
-        chat = Chat(store)
+    async def test_data_of_commands_with_a_reply_leaves_with_their_target(self, store: Store, chat: Chat) -> None:
         await chat.do(create("m1", "a"), create("m2", "b"))
         await chat.do(*[approve(name, target) for name, target in (("!c1", "m1"), ("!c2", "m1"), ("!c3", "m2"))])
         await chat.do(refuse("!c1"), refuse("!c3"), documents=["!c1", "!c3"])
@@ -488,9 +480,8 @@ class StoreContract:
 
     @pytest.mark.parametrize("is_delete_first", [False, True])
     async def test_data_of_a_command_leaves_with_a_target_deleted_in_the_same_write(
-        self, store: Store, is_delete_first: bool
+        self, store: Store, chat: Chat, is_delete_first: bool
     ) -> None:
-        chat = Chat(store)
         await chat.do(create("m1", "a"), approve("!c1", "m1"))
         write = chat.write(delete("m1"), refuse("!c1"), documents=["m1", "!c1"])
         write = replace(write, documents=sorted(write.documents, key=lambda one: one.is_deleted is not is_delete_first))
@@ -570,8 +561,7 @@ class StoreContract:
         assert await late.do(create("m1", "late")) == Conflict(NOTHING)
         assert (await emptied(store, "c", used_up=["m9"], until_ms=until_ms + MINUTE_MS)).lives > lives[-1]
 
-    async def test_a_channel_that_has_moved_is_not_deleted(self, store: Store) -> None:
-        chat = Chat(store)
+    async def test_a_channel_that_has_moved_is_not_deleted(self, store: Store, chat: Chat) -> None:
         await chat.do(create("m1", "a"))
         seen = chat.head
         await chat.do(create("m2", "b", streaming=True))
@@ -590,8 +580,7 @@ class StoreContract:
         assert await store.heads(["b", "gone", "a", "never", "b"]) == [b, gone, a, NOTHING, b]
         assert await store.heads([]) == []
 
-    async def test_ids_that_a_deleted_channel_used_up_are_known_as_deleted(self, store: Store) -> None:
-        chat = Chat(store)
+    async def test_ids_that_a_deleted_channel_used_up_are_known_as_deleted(self, store: Store, chat: Chat) -> None:
         await chat.do(create("m1", "a", streaming=True), create("m2", "b"))
         gone = await emptied(store, "c", used_up=["m1"], until_ms=10 * MINUTE_MS)
         await store.close()
@@ -621,8 +610,7 @@ class StoreContract:
         await chat.write_documents(due)
         assert await store.tidy(2 * MINUTE_MS) == []
 
-    async def test_a_document_restarts_the_age_of_entries(self, store: Store) -> None:
-        chat = Chat(store)
+    async def test_a_document_restarts_the_age_of_entries(self, store: Store, chat: Chat) -> None:
         await store.tidy(0)
         await chat.do(create("m1", streaming=True))
         await chat.do(append("m1", "a"))
@@ -632,13 +620,11 @@ class StoreContract:
         assert await store.tidy(MINUTE_MS) == []
         assert await store.tidy(40_000 + MINUTE_MS) == [("c", "m1")]
 
-    async def test_tidy_requests_the_document_of_a_deleted_message(self, store: Store) -> None:
-        chat = Chat(store)
+    async def test_tidy_requests_the_document_of_a_deleted_message(self, store: Store, chat: Chat) -> None:
         await chat.do_each(create("m1", "a"), delete("m1"))
         assert await store.tidy(0) == [("c", "m1")]
 
-    async def test_stats_count_commits_and_the_bytes_of_rows(self, store: Store) -> None:
-        chat = Chat(store)
+    async def test_stats_count_commits_and_the_bytes_of_rows(self, store: Store, chat: Chat) -> None:
         before = store.stats()["commits"]
         await chat.do_each(create("m1", streaming=True), append("m1", "a"), append("m1", "b"))
         assert store.stats()["commits"] == before + 3
@@ -646,8 +632,7 @@ class StoreContract:
 
     # -- retention, forgetting, exports ------------------------------------------------------------------------------
 
-    async def test_pruned_messages_are_gone_and_raise_the_floor(self, store: Store) -> None:
-        chat = Chat(store)
+    async def test_pruned_messages_are_gone_and_raise_the_floor(self, store: Store, chat: Chat) -> None:
         await chat.do_each(create("m1", "a"), create("m2", "b"), create("m3", "c"))
         (before,) = await store.summaries(["c"], after=None, limit=1)
         head = Head("e1", 3, 3)
@@ -664,8 +649,7 @@ class StoreContract:
         assert (after.messages, after.created_ms, after.updated_ms) == (1, before.created_ms, before.updated_ms)
         assert after.size_bytes == chat.state.messages["m2"].size_bytes
 
-    async def test_a_write_from_before_a_prune_conflicts(self, store: Store) -> None:
-        chat = Chat(store)
+    async def test_a_write_from_before_a_prune_conflicts(self, store: Store, chat: Chat) -> None:
         await chat.do_each(create("m1", "a"), create("m2", streaming=True))
         await chat.do(documents=["m2"])
         assert await store.prune("c", epoch="e1", versions={"m1": 1}) == ["m1"]
@@ -688,8 +672,7 @@ class StoreContract:
         assert await later.do(create("m1", "new")) == Committed(3)
         assert await texts(store, "c", "m1") == ["new"]
 
-    async def test_busy_or_changed_messages_are_not_pruned(self, store: Store) -> None:
-        chat = Chat(store)
+    async def test_busy_or_changed_messages_are_not_pruned(self, store: Store, chat: Chat) -> None:
         await chat.do(create("m1", streaming=True), create("m2", "b"), create("m3", "c"), create("m4", "d"))
         await chat.do(approve("!c", "m2"), edit("m4", "later"))
         await chat.do(edit("m3", "new"), documents=["m3"])

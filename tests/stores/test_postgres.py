@@ -47,9 +47,8 @@ class TestPostgresStore(TwoContract):
 
 
 async def test_long_tails_move_to_rows_of_their_own_and_leave_with_their_documents(
-    server: Postgres, schema: str, store: PostgresStore
+    server: Postgres, schema: str, store: PostgresStore, chat: Chat
 ) -> None:
-    chat = Chat(store)
     await chat.do(create("m1", streaming=True), create("m2", streaming=True))
     for number in range(20):
         await chat.do(append("m1", f"{number:02d} " * 50), append("m2", "."))
@@ -63,9 +62,8 @@ async def test_long_tails_move_to_rows_of_their_own_and_leave_with_their_documen
 
 
 async def test_the_wal_of_an_append_does_not_contain_the_earlier_entries_of_its_row(
-    server: Postgres, schema: str, store: PostgresStore
+    server: Postgres, schema: str, chat: Chat
 ) -> None:
-    chat = Chat(store)
     await chat.do(create("m1", streaming=True))
     position, written = "SELECT pg_current_wal_insert_lsn() - '0/0'", []
     for _ in range(51):  # the server's own work, such as autovacuum, may write WAL during some of them

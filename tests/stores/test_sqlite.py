@@ -227,11 +227,10 @@ async def test_a_commit_that_takes_too_long_is_unknown_and_may_still_happen(
         assert await head_of(store, "c") == Head("e1", 1)
 
 
-async def test_an_idle_store_empties_its_wal(path: Path) -> None:
-    async with opened(path) as store:
-        await Chat(store).do(create("m1", "a"))
-        assert await call_on_thread(store, lambda engine: (engine.spare(False), engine.spare(True))) == (1.0, None)
-        assert wal(path).stat().st_size == 0
+async def test_an_idle_store_empties_its_wal(path: Path, store: SqliteStore) -> None:
+    await Chat(store).do(create("m1", "a"))
+    assert await call_on_thread(store, lambda engine: (engine.spare(False), engine.spare(True))) == (1.0, None)
+    assert wal(path).stat().st_size == 0
 
 
 async def test_wal_that_is_full_is_moved_into_the_file_after_one_more_call(store: SqliteStore) -> None:

@@ -66,10 +66,9 @@ async def test_text_of_a_deleted_channel_is_gone_within_a_minute(store: SqliteSt
 
 
 async def test_wipe_of_a_busy_store_ends_although_more_is_deleted_again_and_again(
-    store: SqliteStore, path: Path, monkeypatch: pytest.MonkeyPatch
+    store: SqliteStore, chat: Chat, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sqlite_engine, "IDLE_S", PATIENCE_S)  # the store is never idle
-    chat = Chat(store)
     await chat.do(create("a", "SECRET", streaming=True), create("b", streaming=True), create("c", "x" * 6_000_000))
     await chat.do(append("a", "SECRET"), append("b", "x"))
     await chat.do(delete("a"), documents=["a"])

@@ -43,8 +43,7 @@ def run(*arguments: str, store: Path) -> str:
 
 
 @pytest.mark.parametrize("flip", [NAME_OF_AN_INDEX, COLUMN_OF_THE_LOG, CONDITION_OF_AN_INDEX], ids=str)
-def test_each_command_says_in_one_line_that_the_file_is_damaged(tmp_path: Path, flip: tuple[int, int]) -> None:
-    path = tmp_path / "chat.db"
+def test_each_command_says_in_one_line_that_the_file_is_damaged(path: Path, flip: tuple[int, int]) -> None:
     for command in COMMANDS:
         write(path, flipped(flip))
         line = run(*command, store=path)
@@ -52,8 +51,7 @@ def test_each_command_says_in_one_line_that_the_file_is_damaged(tmp_path: Path, 
         assert line.endswith("; restore a backup")
 
 
-def test_compact_brings_messages_back_that_an_index_lost(tmp_path: Path) -> None:
-    path = tmp_path / "chat.db"
+def test_compact_brings_messages_back_that_an_index_lost(path: Path) -> None:
     write(path, flipped(INDEX_OF_MESSAGES))
     (line,) = verify(path)
     assert line.endswith("if no message is named below, run `tenuto compact`; if that fails, restore a backup")
@@ -62,8 +60,7 @@ def test_compact_brings_messages_back_that_an_index_lost(tmp_path: Path) -> None
     assert list(verify(path)) == []
 
 
-async def test_removal_of_a_damaged_message_leaves_the_text_of_others(tmp_path: Path) -> None:
-    path = tmp_path / "chat.db"
+async def test_removal_of_a_damaged_message_leaves_the_text_of_others(path: Path) -> None:
     write(path, WHOLE)
     run_from_outside(
         path,
@@ -127,9 +124,8 @@ async def test_error_that_tells_of_damage_puts_off_no_other_housekeeping(
 
 @pytest.mark.parametrize("flip", [(32513, 6), (19588, 7), (16453, 7)], ids=str)
 async def test_removal_of_a_deleted_channel_ends_although_no_key_finds_its_messages(
-    tmp_path: Path, flip: tuple[int, int], caplog: pytest.LogCaptureFixture
+    path: Path, flip: tuple[int, int], caplog: pytest.LogCaptureFixture
 ) -> None:
-    path = tmp_path / "chat.db"
     write(path, flipped(flip))
     async with opened(path) as store:
         for _ in range(20):  # more than it needs
@@ -141,8 +137,7 @@ async def test_removal_of_a_deleted_channel_ends_although_no_key_finds_its_messa
 
 
 @pytest.mark.parametrize("flip", [(12308, 0), (12308, 1), (12308, 2), (12308, 3), (12309, 6)], ids=str)
-async def test_pages_of_a_damaged_index_end(tmp_path: Path, flip: tuple[int, int]) -> None:
-    path = tmp_path / "chat.db"
+async def test_pages_of_a_damaged_index_end(path: Path, flip: tuple[int, int]) -> None:
     write(path, flipped(flip))
     async with opened(path) as store:
         for limit in (1, 2, 3, 200):
