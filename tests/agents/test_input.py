@@ -27,11 +27,17 @@ async def lived(
 ) -> list[tuple[str, str]]:
     """Return the messages and their states when the handler's processes have died: hubs, or clients of one hub.
 
-    The first one gets these inputs: `steer` and `late` (of 20 s) are commands, others messages (`gone` is deleted).
+    The first one gets these inputs: `steer` and `late` (of 20 s) are commands, others messages (`gone` is deleted). The
+    handler begins ten seconds later.
     """
+
+    async def late(turn: Turn) -> None:
+        await asyncio.sleep(10)
+        await handler(turn)
+
     processes = remote_lives if is_remote else turns.lives
     found = list[tuple[str, str]]()
-    async for hub in processes(handler, *[1] * lives, hub={"drain_s": 0.01}, **options):
+    async for hub in processes(late, *[1] * lives, hub={"drain_s": 0.01}, **options):
         for input in inputs if not found else ():
             if input in ("steer", "late"):
                 id, expires_s = ("late", 20) if input == "late" else ("q2", 3600)
@@ -56,7 +62,6 @@ async def test_what_a_dead_attempt_got_comes_again(on_crash: Any, way: dict[str,
     got: list[list[tuple[str, str | None]]] = []
 
     async def respond(turn: Turn) -> None:
-        await asyncio.sleep(10)
         async with turn.reply() as message:
             got.append([(one.text, one.by) for one in await turn.steered()])
             if turn.attempt == 3:
@@ -74,7 +79,6 @@ async def test_what_a_dead_attempt_got_comes_again(on_crash: Any, way: dict[str,
 @virtually
 async def test_what_a_complete_answer_contains_does_not_come_again(on_crash: Any, way: dict[str, Any]) -> None:
     async def respond(turn: Turn) -> None:
-        await asyncio.sleep(10)
         async with turn.reply() as message:
             await message.append(" ".join([f"To {turn.text}", *(one.text for one in await turn.steered())]))
         await turn.step("bill", asyncio.sleep, 1e6 if turn.attempt < 3 else 0)
@@ -89,7 +93,6 @@ async def test_a_message_that_a_later_attempt_left_out_of_its_answer_gets_one() 
     """Its note names an answer that is complete, but the attempt that completed it did not ask for its input."""
 
     async def respond(turn: Turn) -> None:
-        await asyncio.sleep(10)
         async with turn.reply() as message:
             got = [one.text for one in await turn.steered()] if turn.attempt == 1 else []
             await message.append(" ".join([f"To {turn.text}", *got]))
@@ -129,7 +132,6 @@ async def test_input_stays_at_each_moment(
         monkeypatch.setattr(backend, "reply", held("reply", backend.reply))
 
     async def respond(turn: Turn) -> None:
-        await asyncio.sleep(10)
         async with turn.reply() as message:
             if not dies:
                 with contextlib.suppress(TimeoutError):
@@ -158,7 +160,6 @@ async def test_a_steer_that_the_app_has_answered_does_not_come_again(monkeypatch
     monkeypatch.setattr(Steps, "note_input", noted)
 
     async def respond(turn: Turn) -> None:
-        await asyncio.sleep(10)
         got.append([one.text for one in await turn.steered()])
         await asyncio.sleep(1e6 if turn.attempt == 1 else 0)
 
@@ -182,7 +183,6 @@ async def test_messages_that_a_cancelled_call_took_in_or_had_taken_in_get_turns_
     monkeypatch.setattr(Steps, "note_input", slow)
 
     async def respond(turn: Turn) -> None:
-        await asyncio.sleep(10)
         async with turn.reply() as message:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(5):
@@ -205,7 +205,6 @@ async def test_a_message_that_the_agent_may_not_read_hides_no_other_input(monkey
     monkeypatch.setattr("tenuto.agents.turn.find", found)
 
     async def respond(turn: Turn) -> None:
-        await asyncio.sleep(10)
         async with turn.reply() as message:
             got.append([one.text for one in await turn.steered()])
             await message.append("To all.")
@@ -220,7 +219,6 @@ async def test_a_message_that_the_agent_may_not_read_hides_no_other_input(monkey
 @virtually
 async def test_a_turn_that_is_given_up_keeps_the_messages_of_its_complete_answer(is_whole: bool) -> None:
     async def respond(turn: Turn) -> None:
-        await asyncio.sleep(10)
         async with turn.reply() as message:
             await message.append(" ".join([turn.text, *(one.text for one in await turn.steered())]))
             await asyncio.sleep(1e6 if turn.text == "?" and not is_whole else 0)
