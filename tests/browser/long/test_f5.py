@@ -1,7 +1,4 @@
-"""`tenuto f5` tells pages that keep an answer from pages that lose it, and names what is wrong with other pages.
-
-Layer: tests.
-"""
+"""`tenuto f5` tells pages that keep an answer from pages that lose it, and names what is wrong with other pages."""
 
 from __future__ import annotations
 
@@ -206,11 +203,6 @@ async def test_an_answer_that_is_replayed_survives_and_one_that_is_asked_again_d
     assert await survey(chat(f"{pages}/{name}")) == goes_on
 
 
-async def test_a_chat_in_a_frame_is_asked(pages: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(f5, "FAULTS", ("reload",))
-    assert await survey(chat(f"{pages}/framed")) == ["yes"]
-
-
 async def test_a_page_is_asked_again_and_a_gap_of_its_answer_is_found(
     pages: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -219,13 +211,22 @@ async def test_a_page_is_asked_again_and_a_gap_of_its_answer_is_found(
     assert [one.goes_on for one in results] == ["yes", "with a gap", "yes"]
 
 
-@pytest.mark.parametrize("name", ["waits", "waits?socket"])
-async def test_a_page_that_has_sent_the_question_is_not_asked_again_while_it_shows_a_sign(
-    name: str, pages: str, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("name", "send"),
+    [
+        ("framed", None),
+        ("waits", None),  # it has sent the question, and shows a sign of that
+        ("waits?socket", None),
+        ("late", None),  # its button waits for keys, and for the end of its start
+        ("late", "#send"),
+    ],
+)
+async def test_a_page_is_asked_once_in_whatever_way_it_takes_the_question(
+    name: str, send: str | None, pages: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(f5, "READY_S", 1.0)
+    monkeypatch.setattr(f5, "READY_S", 1.0 if name != "framed" else f5.READY_S)
     monkeypatch.setattr(f5, "FAULTS", ("reload",))
-    assert await survey(chat(f"{pages}/{name}")) == ["yes"]
+    assert await survey(chat(f"{pages}/{name}", send=send)) == ["yes"]
 
 
 async def test_text_that_grew_before_the_question_is_not_the_rest_of_an_answer(
@@ -233,15 +234,6 @@ async def test_text_that_grew_before_the_question_is_not_the_rest_of_an_answer(
 ) -> None:
     monkeypatch.setattr(f5, "FAULTS", ("no network",))
     assert await survey(chat(f"{pages}/log?asks", patience_s=8)) == ["no"]
-
-
-@pytest.mark.parametrize("send", [None, "#send"])
-async def test_a_page_whose_button_waits_for_keys_and_for_the_end_of_its_start_is_asked(
-    send: str | None, pages: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(f5, "READY_S", 1.0)
-    monkeypatch.setattr(f5, "FAULTS", ("reload",))
-    assert await survey(chat(f"{pages}/late", send=send)) == ["yes"]
 
 
 def test_an_answer_is_what_grows_in_place() -> None:
