@@ -72,12 +72,10 @@ class LocalAgent:
                     one.running.leave_at_rest()
 
     def begin(self, turn: AssignedTurn) -> None:
-        """Begin the turn (`Worker.begin`)."""
         one = self._begun.setdefault(turn.channel, {})[turn.message_id] = _Begun(turn)
         self._hub.runtime.tasks.start_job(self._run(one, asyncio.get_running_loop().time()))
 
     def ended(self, turn: AssignedTurn, state: str) -> None:
-        """Stop the handler of a turn that ended elsewhere (`Worker.ended`)."""
         one = self._begun.get(turn.channel, {}).get(turn.message_id)
         if one is not None and one.turn.generation == turn.generation:
             one.is_over = True
@@ -132,7 +130,7 @@ class LocalAgent:
 
 
 class LocalBackend:
-    """The hub in this process, as the backend of an attempt at a turn."""
+    """The hub in this process, as the backend of an attempt at a turn. `Backend` describes its methods."""
 
     def __init__(self, hub: HubCore, name: str, attempt: int, claimed_s: float) -> None:
         """Give the operations to attempt `attempt` of agent `name`, claimed at `claimed_s` by the hub's loop."""
@@ -160,7 +158,6 @@ class LocalBackend:
     def write(
         self, channel: str, message_id: str, *, reply_to: str, parent: str | None, meta: dict[str, Json]
     ) -> Writer:
-        """Return the writer of a new answer (`Backend.write`)."""
         writer = self._hub.message(
             channel, id=message_id, author=self._name, reply_to=reply_to, meta=meta, parent=parent or reply_to
         )
@@ -168,46 +165,38 @@ class LocalBackend:
         return writer
 
     async def take_over(self, channel: str, message_id: str) -> Writer:
-        """Take over an interrupted answer (`Backend.take_over`)."""
         return await self._hub.take_over(channel, message_id, author=self._name)
 
     async def read(self, channel: str, message_id: str) -> tuple[Message, str]:
-        """Return a message and its cursor (`Backend.read`)."""
         return await self._hub.read(channel, message_id)
 
     async def command(self, channel: str, name: str, *, id: str, target: str, data: Json, expires_s: float) -> Sent:
-        """Send a command (`Backend.command`)."""
         request = SendCommand(name=name, target=target, data=data, expires_s=expires_s, generation=self._attempt)
         sent = await self._hub.ask(channel, command_key(id), request, self._hub.caller(self._name))
         assert sent.command is not None
         return Sent(sent.command, sent.reply)
 
     def note_new(self, channel: str, command_id: str) -> None:
-        """Note that no command of this id was sent before (`Backend.note_new`)."""
         self._hub.channel(channel).note_absent(command_key(command_id))
 
     async def reply(self, channel: str, command_id: str, *, ok: bool, data: Json, error: Json) -> None:
-        """Reply to a command (`Backend.reply`)."""
         request = ReplyCommand(ok=ok, data=data, error=error, generation=self._attempt)
         await self._hub.ask(channel, command_key(command_id), request, self._hub.caller(self._name))
 
     async def watch(self, channel: str) -> Watch:
-        """Follow a channel (`Backend.watch`)."""
         return LocalWatch(self._hub, channel)
 
     async def take_waiting(self, channel: str, message_id: str, *, turn: str) -> bool:
-        """Take a waiting user message into a turn (`Backend.take_waiting`)."""
         return await self._hub.take_waiting(channel, message_id, self._name, turn=turn)
 
     def progress(self, channel: str, data: dict[str, Json]) -> None:
-        """Show people the state of the agent (`Backend.progress`)."""
         # bounded, because the state is sent to all viewers
         check_json(data, self.limits.data_bytes, "an agent's state", depth=self.limits.depth)
         self._hub.runtime.scheduler.set_state(channel, self._name, plain(data))
 
 
 class LocalWatch(Watch):
-    """A channel's state in memory, with a wake-up after each change."""
+    """A channel's state in memory, with a wake-up after each change. `Watch` describes its methods."""
 
     def __init__(self, hub: HubCore, channel: str) -> None:
         super().__init__()
@@ -215,11 +204,9 @@ class LocalWatch(Watch):
         self._channel.listeners[self.wake] = None
 
     def commands(self) -> list[Command]:
-        """Return the commands without a reply (`Watch.commands`)."""
         return [one.command() for one in self._channel.state.pending_commands()]
 
     async def reply_to(self, command: Command) -> CommandReply:
-        """Wait for the reply to a command (`Watch.reply_to`)."""
         key = command_key(command.id)
         while True:
             if self._channel.state.commands.get(key) is None:  # the command has a reply, and has left memory since
@@ -230,11 +217,9 @@ class LocalWatch(Watch):
             await self.changed()
 
     def waiting(self) -> list[Message]:
-        """Return the user messages that wait for an agent (`Watch.waiting`)."""
         state = self._channel.state
         found = [one for message_id in state.turns if (one := state.messages[message_id]).is_pending]
         return [one.message() for one in sorted(found, key=lambda one: one.created)]
 
     def close(self) -> None:
-        """Stop following the channel (`Watch.close`)."""
         self._channel.listeners.pop(self.wake, None)

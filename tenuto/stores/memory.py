@@ -127,7 +127,7 @@ class _Channel:
 
 
 class MemoryStore:
-    """A store in memory. Its data lives as long as the instance."""
+    """A store in memory. Its data lives as long as the instance. `Store` describes its methods."""
 
     name = "memory"
     is_exclusive = True
@@ -148,30 +148,25 @@ class MemoryStore:
         """Close the store (`Store.close`). The content stays."""
 
     async def commit(self, writes: Sequence[Write]) -> list[Committed | Conflict]:
-        """Store the writes that do not conflict (`Store.commit`)."""
         results = [self._commit(write) for write in writes]
         self._commits += any(isinstance(result, Committed) for result in results)
         return results
 
     async def heads(self, channels: Sequence[str]) -> list[Head]:
-        """Return the heads of `channels` (`Store.heads`)."""
         return [self._find(channel).head for channel in channels]
 
     async def changes(self, channel: str, *, after: int, limit: int) -> Changes:
-        """Return the messages that changed after a serial (`Store.changes`)."""
         known = self._find(channel)
         changed = [message.stored() for message in known.messages.values() if message.last > after]
         newest = next((one.document.id for one in known.by_creation(newest_first=True) if one.document.created), None)
         return Changes(known.head, newest, changed if len(changed) <= limit else None)
 
     async def entries(self, channel: str, *, after: int, limit_bytes: int) -> Tail:
-        """Return the entries after a serial (`Store.entries`)."""
         known = self._find(channel)
         found = [entry for message in known.messages.values() if message.last > after for entry in message.entries]
         return tail_of(known.head, found, after=after, limit_bytes=limit_bytes)
 
     async def messages(self, channel: str, ids: Sequence[str]) -> tuple[Head, dict[str, Stored]]:
-        """Return messages and commands by their ids (`Store.messages`)."""
         known = self._find(channel)
         found = {}
         for message_id in ids:
@@ -184,7 +179,6 @@ class MemoryStore:
     async def page(
         self, channel: str, *, before: int | None, after: int | None = None, limit: int, limit_bytes: int
     ) -> StoredPage:
-        """Return a page of messages (`Store.page`)."""
         known = self._find(channel)
         page: list[Stored] = []
         size_bytes = 0
@@ -200,7 +194,6 @@ class MemoryStore:
         return StoredPage(known.head, page, more=False)
 
     async def open_channels(self) -> list[str]:
-        """Return the channels with open messages or commands (`Store.open_channels`)."""
         return [
             name
             for name, known in self._channels.items()
@@ -208,14 +201,12 @@ class MemoryStore:
         ]
 
     async def open_documents(self, channel: str) -> list[Stored]:
-        """Return the open documents of `channel` (`Store.open_documents`)."""
         messages = self._find(channel).messages.values()
         return [message.stored() for message in messages if message.document.is_open]
 
     async def delete_channel(
         self, channel: str, *, expected: Head, used_up: Sequence[str], until_ms: int
     ) -> Head | Conflict:
-        """Empty `channel` (`Store.delete_channel`)."""
         head = self._find(channel).head
         if head != expected:
             return Conflict(head)
@@ -226,11 +217,9 @@ class MemoryStore:
         return self._find(channel).head
 
     async def channels(self, *, after: str | None, limit: int) -> list[str]:
-        """Return the names of channels that are not empty (`Store.channels`)."""
         return sorted(name for name in self._channels if after is None or name > after)[:limit]
 
     async def summaries(self, within: Sequence[str], *, after: str | None, limit: int) -> list[ChannelSummary]:
-        """Return a list of channels (`Store.summaries`)."""
         wanted = [
             name
             for name in sorted(self._channels)
@@ -239,16 +228,13 @@ class MemoryStore:
         return [self._channels[name].summary(name) for name in wanted[:limit]]
 
     async def newest_ms(self) -> int:
-        """Return the time of the latest change (`Store.newest_ms`)."""
         return max((known.updated_ms for known in self._channels.values()), default=0)
 
     async def facts(self, channel: str, *, after: int, limit: int) -> Facts:
-        """Return facts for retention (`Store.facts`)."""
         known = self._find(channel)
         return Facts(known.head, [one for one in known.facts() if one.version > after][:limit])
 
     async def prune(self, channel: str, *, epoch: str, versions: Mapping[str, int]) -> list[str]:
-        """Remove messages and commands (`Store.prune`)."""
         known = self._find(channel)
         if known.epoch != epoch:
             return []
@@ -259,18 +245,15 @@ class MemoryStore:
         return [one.id for one in gone]
 
     async def commands(self, channel: str, *, after: str | None, limit: int) -> list[str]:
-        """Return the ids of commands (`Store.commands`)."""
         ids = [one for one in self._find(channel).messages if one.startswith(COMMAND_MARK)]
         return sorted(one for one in ids if after is None or one > after)[:limit]
 
     async def notes(self, prefix: str) -> dict[str, bytes]:
-        """Return the hub's notes under a prefix (`Store.notes`)."""
         return {name: value for name, value in self._notes.items() if name.startswith(prefix)}
 
     async def note(
         self, values: Mapping[str, bytes | None], *, expected: Mapping[str, bytes | None] | None = None
     ) -> bool:
-        """Keep or delete notes of the hub (`Store.note`)."""
         if any(self._notes.get(name) != value for name, value in (expected or {}).items()):
             return False
         for name, value in values.items():
@@ -280,7 +263,6 @@ class MemoryStore:
         return True
 
     async def tidy(self, now_ms: int) -> list[tuple[str, str]]:
-        """Do a round of housekeeping (`Store.tidy`)."""
         self._now_ms = now_ms
         self._used_up = {key: until_ms for key, until_ms in self._used_up.items() if until_ms > now_ms}
         self._lives = {channel: lives for channel, lives in self._lives.items() if lives > now_ms}  # see `next_lives`
@@ -310,7 +292,6 @@ class MemoryStore:
         return True
 
     def stats(self) -> dict[str, int]:
-        """Return counters (`Store.stats`)."""
         return {"commits": self._commits, "row_bytes": 0, "channels": len(self._channels)}
 
     def _find(self, channel: str) -> _Channel:

@@ -108,7 +108,6 @@ class SocketWorker:
         return any(turn.channel == channel and message_id in (None, turn.message_id) for turn in self.turns)
 
     def begin(self, turn: AssignedTurn) -> None:
-        """Send the turn to the agent (`Worker.begin`)."""
         self.turns.add(turn)
         self.session.give_turn(self, turn)
 

@@ -248,7 +248,7 @@ TIDY_S = 0.1
 
 
 class Engine:
-    """The work of the SQLite store. All methods but `stats` run on the store's thread."""
+    """The work of the SQLite store. `Store` describes most methods. All but `stats` run on its thread."""
 
     def __init__(self, file: SqliteFile) -> None:
         self._file = file
@@ -300,7 +300,6 @@ class Engine:
     # -- commits -----------------------------------------------------------------------------------------------
 
     def commit(self, writes: Sequence[Write]) -> list[Committed | Conflict]:
-        """Store the writes that do not conflict (`Store.commit`)."""
         assert len({write.channel for write in writes}) == len(writes)
         results: list[Committed | Conflict] = []
         plans: list[Plan] = []
@@ -424,7 +423,6 @@ class Engine:
         self._count_pages(COMMIT_PAGES + row_bytes // 4096 + DOCUMENT_PAGES * documents)
 
     def delete_channel(self, name: str, *, expected: Head, used_up: Sequence[str], until_ms: int) -> Head | Conflict:
-        """Empty the channel `name` (`Store.delete_channel`)."""
         channel, head = self.channels.find(name), self.channels.head(name)
         if head != expected:
             return Conflict(head)
@@ -457,11 +455,9 @@ class Engine:
     # -- reads -------------------------------------------------------------------------------------------------
 
     def heads(self, names: Sequence[str]) -> list[Head]:
-        """Return the heads of `channels` (`Store.heads`)."""
         return [self.channels.head(name) for name in names]
 
     def changes(self, name: str, *, after: int, limit: int) -> Changes:
-        """Return the messages that changed after a serial (`Store.changes`)."""
         channel = self.channels.get(name)
         changed = self._documents.changed(channel.id, after, limit + 1)
         changed |= {tracked.key: tracked.id for tracked in channel.tracked.values() if tracked.last > after}
@@ -469,7 +465,6 @@ class Engine:
         return Changes(channel.head, self._documents.newest(channel.id), messages)
 
     def entries(self, name: str, *, after: int, limit_bytes: int) -> Tail:
-        """Return the entries after a serial (`Store.entries`)."""
         channel = self.channels.get(name)
         keys = [tracked.key for tracked in channel.tracked.values() if tracked.last > after]
         found, _ = self._log.entries(self._file.db, keys)
@@ -477,7 +472,6 @@ class Engine:
         return tail_of(channel.head, entries, after=after, limit_bytes=limit_bytes)
 
     def messages(self, name: str, ids: Sequence[str]) -> tuple[Head, dict[str, Stored]]:
-        """Return messages and commands by their ids (`Store.messages`)."""
         channel = self.channels.get(name)
         found = [one for message_id in ids if (one := self._documents.find(channel.id, message_id)) is not None]
         known = {stored.id: stored for stored in self._stored(channel, {one.key: one.id for one in found})}
@@ -489,7 +483,6 @@ class Engine:
     def page(
         self, name: str, *, before: int | None, after: int | None = None, limit: int, limit_bytes: int
     ) -> StoredPage:
-        """Return a page of messages (`Store.page`)."""
         channel = self.channels.get(name)
         while True:
             page, more = self._page(channel, before, after, limit, limit_bytes)
@@ -517,17 +510,14 @@ class Engine:
         return page, False
 
     def open_channels(self) -> list[str]:
-        """Return the channels with open messages or commands (`Store.open_channels`)."""
         names = self._documents.open_channels()
         return [name for name in names if self._whole.channel(name) is not None]
 
     def open_documents(self, name: str) -> list[Stored]:
-        """Return the open documents of `channel` (`Store.open_documents`)."""
         channel = self.channels.get(name)
         return self._stored(channel, self._documents.open(channel.id))
 
     def notes(self, prefix: str) -> dict[str, bytes]:
-        """Return the hub's notes under a prefix (`Store.notes`)."""
         rows = self._file.db.execute(
             "SELECT name, value FROM notes WHERE substr(name, 1, ?) = ? ORDER BY name", (len(prefix), prefix)
         )
@@ -540,14 +530,12 @@ class Engine:
     # -- removal of data whose time is over, one by one, each call in one transaction ----------------------------
 
     def facts(self, name: str, *, after: int, limit: int) -> Facts:
-        """Return facts for retention (`Store.facts`)."""
         channel = self.channels.get(name)
         facts = self._documents.facts(channel.id, after, limit)
         pinned = {message_id for message_id, tracked in channel.tracked.items() if tracked.slots}
         return Facts(channel.head, [one._replace(is_busy=one.is_busy or one.id in pinned) for one in facts])
 
     def prune(self, name: str, *, epoch: str, versions: Mapping[str, int]) -> list[str]:
-        """Remove messages and commands (`Store.prune`)."""
         channel = self.channels.get(name)
         if channel.epoch != epoch:
             return []
