@@ -64,13 +64,7 @@ class Runtime:
         self.large_bodies = asyncio.Lock()  # held while a large body is decoded
         self.hooks: list[HookRunner] = []
         self.leases = LeaseMonitor(
-            self.loop,
-            clock,
-            self.deadlines,
-            self.submit,
-            read=self.settled,
-            nodes=self.nodes,
-            spawn=self.tasks.spawn,
+            self.loop, clock, self.deadlines, self.submit, read=self.settled, nodes=self.nodes, spawn=self.tasks.spawn
         )
         workers = WorkerPool(
             self.loop, clock, self.deadlines, store, lambda: list(self.channels.values()), self.tasks.spawn

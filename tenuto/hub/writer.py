@@ -531,11 +531,7 @@ class Recovery:
             logger.error("%d channels are damaged; restore a backup, or delete them; the first: %s", count, failed)
 
     def _start(
-        self,
-        runtime: Runtime,
-        channel: str,
-        work: Callable[[], Awaitable[None]],
-        failures: list[tuple[str, Exception]],
+        self, runtime: Runtime, channel: str, work: Callable[[], Awaitable[None]], failures: list[tuple[str, Exception]]
     ) -> None:
         """Do `work` for `channel` in a task, which adds its error to `failures`."""
 

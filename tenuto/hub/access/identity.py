@@ -20,9 +20,7 @@ from tenuto.core.errors import Forbidden, LocalError, Unauthenticated, shown
 from tenuto.core.names import check_id, check_pattern, matches
 from tenuto.core.requests import Caller
 
-CAPABILITIES = frozenset(
-    ("subscribe", "history", "publish", "append", "presence", "command", "agent", "admin"),
-)
+CAPABILITIES = frozenset(("subscribe", "history", "publish", "append", "presence", "command", "agent", "admin"))
 _IN_ORDER = tuple(sorted(CAPABILITIES))  # sorted once, because each attach uses the list
 # A client with one of these serves other clients, and may send more than a person can type.
 TRUSTED = frozenset(("append", "agent", "admin"))

@@ -87,12 +87,7 @@ class VisitorVerifier(Keyed):
     keeps_key_always = True
 
     def __init__(
-        self,
-        verify: Authenticate | None,
-        *,
-        keys: Sequence[bytes],
-        limits: QuestionLimits,
-        keep_days: int | None,
+        self, verify: Authenticate | None, *, keys: Sequence[bytes], limits: QuestionLimits, keep_days: int | None
     ) -> None:
         super().__init__(keys, "key of visitors")
         self.verify = verify

@@ -205,8 +205,7 @@ class PresenceState:
         limit, people = self._limits.members, self._people + sum(self._unnamed.values())
         if people >= limit:
             raise TooMany(
-                f"channel has {people} members, the limit is {limit} (Limits.members); try again later",
-                limit=limit,
+                f"channel has {people} members, the limit is {limit} (Limits.members); try again later", limit=limit
             )
         if self._owned[client_of(member_id)] >= OWN_MEMBERS:
             raise TooMany(

@@ -274,12 +274,7 @@ class SqliteStore:
     wipe = _carried_out(Engine.wipe)
 
     def __init__(
-        self,
-        path: str | os.PathLike[str],
-        *,
-        synchronous: str = "full",
-        busy_s: float = 5.0,
-        lock_wait_s: float = 5.0,
+        self, path: str | os.PathLike[str], *, synchronous: str = "full", busy_s: float = 5.0, lock_wait_s: float = 5.0
     ) -> None:
         if synchronous not in ("normal", "full", "extra"):
             raise LocalError(f"synchronous must be 'normal', 'full' or 'extra', got {shown(synchronous)}")
