@@ -237,8 +237,8 @@ def _create(
         status=request.status,
         parts=parts,
         meta=_merged({}, request.meta, limits, options, role=request.role),
-        parent=_parent(state, request),
-        reply_to=check_id(request.reply_to, "reply_to") if request.reply_to is not None else None,
+        parent=(request.reply_to or state.newest) if request.parent is UNSET else _checked(request.parent, "parent"),
+        reply_to=_checked(request.reply_to, "reply_to"),
         at_ms=now_ms,
         digest=sent_digest,
         writer=_writer(caller, request.lease_s) if request.status == "streaming" else None,
@@ -261,12 +261,6 @@ def _repeated_options(state: Draft, meta: Json, by: str | None) -> dict[str, Jso
     values = [state.message(one) for one in value_ids.values()]
     is_own = all(one is not None and one.role == OPTIONS and one.author == by for one in values)
     return options if is_own and options.get(KEPT, {}) == value_ids else {}  # `value_ids` lacks damaged references
-
-
-def _parent(state: Draft, request: CreateMessage) -> str | None:
-    if request.parent is UNSET:
-        return request.reply_to or state.newest
-    return check_id(request.parent, "parent") if request.parent is not None else None
 
 
 def _writer(caller: Caller, lease_s: float) -> WriterIdentity:
@@ -310,7 +304,7 @@ def _append(message: MessageState, request: AppendText, limits: Limits, now_ms: 
         raise _too_large(f"the text has {size} bytes", limits.append_bytes, "append_bytes", "append it in pieces")
     count = len(message.parts)
     if index is None:  # the text of all text parts counts as one, which new text continues behind the last part
-        texts = message.text_parts
+        texts = [number for number, part in enumerate(message.parts) if part.fields["type"] == "text"]
         index = texts[-1] if texts else count
     elif index >= count:
         _check_streaming(message)
@@ -403,7 +397,7 @@ def _put_part(message: MessageState, request: PutPart, limits: Limits, now_ms: i
         replaced_bytes = part_bytes(earlier)
         part = _with_approval(part, earlier)
     _check_size(message, part_bytes(part) - replaced_bytes, limits)
-    op = SetPart(id=message.id, index=request.index, part=part, at_ms=now_ms, request=_request(request.request))
+    op = SetPart(id=message.id, index=request.index, part=part, at_ms=now_ms, request=_checked(request.request))
     return Decision(ops=(op,))
 
 
@@ -439,7 +433,7 @@ def _update(message: MessageState, request: UpdateMessage, caller: Caller, limit
         calls = {one.fields["call"]: one.value() for one in message.parts if one.fields["type"] == "tool"}
         parts = [_with_approval(one, calls.get(one["call"], one)) if one["type"] == "tool" else one for one in parts]
     meta = _merged(message.meta, request.meta, limits, role=message.role)
-    op = Update(id=message.id, parts=parts, meta=meta, at_ms=now_ms, request=_request(request.request))
+    op = Update(id=message.id, parts=parts, meta=meta, at_ms=now_ms, request=_checked(request.request))
     return Decision(ops=(op,))
 
 
@@ -513,7 +507,7 @@ def _finish(message: MessageState, request: FinishMessage, caller: Caller, limit
         reason=request.reason,
         meta=_merged(message.meta, request.meta, limits, role=message.role),
         at_ms=now_ms,
-        request=_request(request.request),
+        request=_checked(request.request),
     )
     return Decision(ops=(op,))
 
@@ -545,7 +539,7 @@ def _take_over(message: MessageState, request: TakeOver, caller: Caller, now_ms:
         id=message.id,
         generation=generation,
         writer=_writer(caller, request.lease_s),
-        request=_request(request.request),
+        request=_checked(request.request),
         at_ms=now_ms,
     )
     return Decision(ops=(op,), generation=generation, lengths=[part.length for part in message.parts])
@@ -561,8 +555,9 @@ def _earlier_decision(message: MessageState, request: str | None) -> Decision | 
     return None
 
 
-def _request(request: str | None) -> str | None:
-    return check_id(request, "request") if request is not None else None
+def _checked(id: str | None, what: str = "request") -> str | None:
+    """Return the id in the field `what` of a request, by default that of the request itself. Raises InvalidName."""
+    return check_id(id, what) if id is not None else None
 
 
 def _check_not_negative(number: int | None, what: str) -> None:
@@ -829,7 +824,7 @@ def _reply_command(
         data=_data(request.data, limits.step_bytes if command.is_step else limits.data_bytes, limits),
         error=_data(request.error, limits.data_bytes, limits),
         by=caller.id,
-        request=_request(request.request),
+        request=_checked(request.request),
         at_ms=now_ms,
     )
     return Decision(ops=(reply, *_approval_noted(state, command, command.sent, request, now_ms)), result_op=0)

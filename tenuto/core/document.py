@@ -231,7 +231,10 @@ def restore(stored: Stored) -> MessageState:
     """Return the message in `stored`. Raises StoreUnusable if it is damaged."""
     try:
         head = _decode_head(stored.head)
-        message = _from_head(stored.id, head)
+        same = {name: getattr(head, name) for name in _SAME}
+        message = MessageState(id=stored.id, alive_at=head.alive_at, **same)
+        message.requests.extend(head.requests)
+        message.parts = [PartState(part.fields, part.opened, part.changed) for part in head.parts]
         for segment in stored.segments:
             part = message.parts[segment.part] if 0 <= segment.part < len(message.parts) else None
             if part is not None and segment.at == FIELDS:
@@ -368,14 +371,6 @@ def _head(message: MessageState) -> MessageHead:
 def _long_fields(part: PartState) -> dict[str, int]:
     fields = enumerate(part.fields.items())
     return {name: at for at, (name, value) in fields if type(value) is str and len(value) >= LONG_FIELD}
-
-
-def _from_head(message_id: str, head: MessageHead) -> MessageState:
-    same = {name: getattr(head, name) for name in _SAME}
-    message = MessageState(id=message_id, alive_at=head.alive_at, **same)
-    message.requests.extend(head.requests)
-    message.parts = [PartState(part.fields, part.opened, part.changed) for part in head.parts]
-    return message
 
 
 def restored(stored: Iterable[Stored]) -> list[MessageState | CommandState]:

@@ -155,11 +155,6 @@ class MessageState:
         claim = self.claim
         return claim is not None and claim.state == "taken" and claim.within is None and not self.deleted
 
-    @property
-    def text_parts(self) -> list[int]:
-        """Return the indexes of the text parts, which an append that names no part continues."""
-        return [index for index, part in enumerate(self.parts) if part.fields["type"] == "text"]
-
     def message(self) -> Message:
         """Return the message in the form that clients see."""
         return Message(

@@ -171,7 +171,7 @@ class NodeLease:
         self.is_exclusive = store.is_exclusive  # this is the only node of its store: all others have ended
         self.renewal: Renewal | None = None  # the result of the last renewal
         self.holds = NodeHolds()
-        self.holds.sources.append(self._shown)
+        self.holds.sources.append(lambda: {f"{LEAVING}{node}": b""} if self.is_leaving else {})
         self.renewed_s = 0.0  # loop time at which that result was noted
         self._sent_s = 0.0  # when that renewal was sent
         self._store = store
@@ -327,9 +327,6 @@ class NodeLease:
     def _is_mine(self, draining: frozenset[str], channel: str) -> bool:
         renewal = self.renewal
         return renewal is not None and responsible_node(channel, renewal.nodes - draining | {self.node}) == self.node
-
-    def _shown(self) -> dict[str, bytes]:
-        return {f"{LEAVING}{self.node}": b""} if self.is_leaving else {}
 
     async def _send(self) -> bool:
         """Renew the lease, and put the holds that are due. Return whether the store may have lost the others."""

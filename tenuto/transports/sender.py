@@ -23,6 +23,7 @@ import logging
 import sys
 import types
 from collections.abc import Awaitable, Callable, Coroutine, Generator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, Protocol
@@ -484,16 +485,11 @@ def _drive(sending: Coroutine[Any, None, None], blocked: Any) -> Generator[Any, 
 
     `yield from` would resume the coroutine first, but the future that it waits for has to reach the task before.
     """
-    while True:
-        try:
-            value = yield blocked
-        except BaseException as error:
+    with suppress(StopIteration):  # the coroutine has ended
+        while True:
             try:
+                value = yield blocked
+            except BaseException as error:
                 blocked = sending.throw(error)
-            except StopIteration:
-                return
-        else:
-            try:
+            else:
                 blocked = sending.send(value)
-            except StopIteration:
-                return

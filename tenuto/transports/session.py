@@ -261,12 +261,13 @@ class SocketWorkers:
         else:
             worker.end(turn, "pending" if frame.state == "handed_over" else frame.state, done)
 
-    async def take(self, frame: TurnTakeFrame) -> bool:
-        """Take a waiting message into a running turn; return whether that succeeded."""
+    async def take(self, frame: TurnTakeFrame) -> dict[str, Json]:
+        """Take a waiting message into a running turn, and return the fields of the response."""
         worker = self.find(frame)
         channel, message_id = check_channel(frame.channel), check_id(frame.message)
         turn = check_id(frame.turn) if frame.turn is not None else None
-        return worker.has(channel, None) and await self._hub.take_waiting(channel, message_id, worker.name, turn=turn)
+        is_at_work = worker.has(channel, None)
+        return {"taken": is_at_work and await self._hub.take_waiting(channel, message_id, worker.name, turn=turn)}
 
     def release(self, *, keeps_leases: bool) -> None:
         """Unregister all workers, because the socket has closed; their turns end as `Session.close` ends leases."""
@@ -694,9 +695,6 @@ class Session:
             self._agents().end(frame, done)
         self._pending += 1  # only now, as an error above is the response; `done` may have run already
 
-    async def _take_turn(self, frame: TurnTakeFrame) -> dict[str, Json]:
-        return {"taken": await self._agents().take(frame)}
-
     def _detach(self, frame: DetachFrame) -> dict[str, Json]:
         self._attachments.leave(frame.channel)
         return {}
@@ -786,7 +784,7 @@ _HANDLERS: dict[type, Callable[[Session, Any], Fields]] = {
     HistoryFrame: lambda session, frame: session._begin(
         frame, partial(session._history, frame), session.hub.limits.history_bytes
     ),
-    TurnTakeFrame: lambda session, frame: session._begin(frame, partial(session._take_turn, frame), 0),
+    TurnTakeFrame: lambda session, frame: session._begin(frame, partial(session._agents().take, frame), 0),
     TurnDoneFrame: lambda session, frame: session._renew_or_end_turn(frame),
     TurnRenewFrame: lambda session, frame: session._renew_or_end_turn(frame),
     PresenceFrame: lambda session, frame: session._presence(frame),

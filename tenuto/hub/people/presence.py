@@ -330,7 +330,9 @@ class SharedPresence:
         """Show the members and the agents of `node` in a channel, as far as they are known."""
         shown = followed.members.get(node, _ShownMembers())
         agents = self._nodes[node].agents if node in self._nodes else []
-        followed.live.presence_state.show(node, {**_listening(channel, agents), **dict(shown.members)}, shown.unnamed)
+        listening = NodeMember("agent", 1, 0, {"state": "listening"})  # as far as the hold does not show the agent
+        members = {name: listening for name, pattern in agents if matches(pattern, channel)} | dict(shown.members)
+        followed.live.presence_state.show(node, members, shown.unnamed)
 
     # -- notices -----------------------------------------------------------------------------------------------
 
@@ -396,12 +398,6 @@ def _encode_members(own: list[tuple[str, NodeMember]]) -> bytes:
         members.append(msgspec.Raw(encoded))
         size += len(encoded)
     return _encode((members, len(own) - len(members)))
-
-
-def _listening(channel: str, agents: Iterable[tuple[str, str]]) -> dict[str, NodeMember]:
-    """Return the members that the agents of a node are in `channel`, as far as its hold does not show them."""
-    member = NodeMember("agent", 1, 0, {"state": "listening"})
-    return {name: member for name, pattern in agents if matches(pattern, channel)}
 
 
 SERVERS_SIGNALS = frozenset(("nobody_listening",))  # only the server may send these, since clients trust them

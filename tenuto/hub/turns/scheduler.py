@@ -818,7 +818,8 @@ class SharedTurns:
         self._due = asyncio.Event()  # set when the hold has changed
         self._shown = ShownTurns()  # the hold that the store has
         self._follower.receivers.append(self._receive)
-        self._nodes.holds.sources.append(self._values)
+        name, encode = PREFIX + self._nodes.node, msgspec.msgpack.encode
+        self._nodes.holds.sources.append(lambda: {name: encode(self._hold())})
         self._scheduler.workers.changed = self._due.set
         self._unread: dict[str, None] = {}  # channels whose last read failed: they are read last
 
@@ -855,9 +856,6 @@ class SharedTurns:
         is_about_turns = notice is not None and notice.kind == "here" and not notice.channel
         if notice is None or (is_about_turns and notice.body != self._nodes.node.encode()):
             self._due.set()
-
-    def _values(self) -> dict[str, bytes]:
-        return {PREFIX + self._nodes.node: msgspec.msgpack.encode(self._hold())}
 
     def _hold(self) -> ShownTurns:
         """Return the hold of this node."""
