@@ -137,6 +137,8 @@ class HookRunner:
     _early: dict[str, tuple[str, int]]
 
     def __post_init__(self) -> None:
+        # the note with the node that calls the hook; one with another pattern is another hook
+        self._term_note = f"hook-node/{self._hook.name}/{self._hook.pattern}"
         self._is_standby = False  # another node calls the hook
         self._term = 0  # number of times that this node had no longer surely the hook
         self._kept_s = 0.0  # loop time at which the store last said that this node has the hook
@@ -209,11 +211,6 @@ class HookRunner:
     @property
     def _own_term(self) -> bytes:
         return f"{self._nodes.node} {self._term}".encode()
-
-    @property
-    def _term_note(self) -> str:
-        """Return the name of the note with the node that calls the hook; one with another pattern is another hook."""
-        return f"hook-node/{self._hook.name}/{self._hook.pattern}"
 
     def _may_call(self, term: int) -> bool:
         """Return whether this node surely still has the hook, as it has had since it began its term number `term`."""

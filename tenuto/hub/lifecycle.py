@@ -254,19 +254,15 @@ class Viewing:
                     continue
                 silent_s += min(loop.time() - before_s, LATE_S)
                 if silent_s >= CUT_OFF_S and not self.is_cut_off:
-                    self._cut_off(runtime)
+                    self.is_cut_off = True
+                    silent = "store %r has not responded for %g s, so the hub disconnects its viewers"
+                    logger.warning(silent, self._store_name, CUT_OFF_S)
+                    _end_in(0.0, self._reads)
+                    for callback in self.on_cut_off:
+                        callback()
+                    runtime.wake_feeds()  # they end
         finally:
             self.is_cut_off = False
-
-    def _cut_off(self, runtime: Runtime) -> None:
-        self.is_cut_off = True
-        logger.warning(
-            "store %r has not responded for %g s, so the hub disconnects its viewers", self._store_name, CUT_OFF_S
-        )
-        _end_in(0.0, self._reads)
-        for callback in self.on_cut_off:
-            callback()
-        runtime.wake_feeds()  # they end
 
     def _refusal(self, *, has_ended: bool = False) -> TenutoError:
         if self.is_draining or has_ended:

@@ -436,13 +436,11 @@ class TurnStream(DeltaStream):
         """Prepare to send the turn as it is in `status`, and follow it from there unless it is over."""
         size = turn_bytes([status])
         self.credentials.charge(size)
-        self._channel, self._first = channel, partial(self._send_turn, self._progress.begin(status), size)
+        deltas, self._channel = self._progress.begin(status), channel
+        # the bytes of the messages are counted already, but a format may repeat the request
+        self._first = lambda: self.credentials.charge(max(0, self._send_deltas(deltas) - size))
         if not self._progress.is_over:
             await self.follow(channel, status.cursor)
-
-    def _send_turn(self, deltas: Sequence[TurnDelta], counted: int) -> None:
-        """Send the turn as it was at `attach`, where the bytes of its messages were `counted`."""
-        self.credentials.charge(max(0, self._send_deltas(deltas) - counted))  # a format may repeat the request
 
     def freed(self) -> None:
         """Go on with the turn as it is, if it begins anew; else as each stream."""

@@ -322,6 +322,7 @@ class JwtVerifier:
         now_s: Callable[[], float],
     ) -> None:
         self.cookie = cookie
+        self.reads_cookies = cookie is not None  # browsers send it by themselves, so access control checks the origin
         self._keys = keys
         self._key_set = key_set
         self._audiences = audiences
@@ -332,14 +333,6 @@ class JwtVerifier:
 
     def __repr__(self) -> str:
         return f"JwtVerifier(audience={sorted(self._audiences)}, cookie={self.cookie!r})"
-
-    @property
-    def reads_cookies(self) -> bool:
-        """Return whether browsers send the token by themselves (in a cookie).
-
-        If so, access control checks the origin.
-        """
-        return self.cookie is not None
 
     @property
     def ticket_keys(self) -> list[bytes]:

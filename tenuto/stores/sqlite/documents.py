@@ -139,7 +139,9 @@ class Documents:
             self._db.execute(f"UPDATE documents SET {columns} WHERE id = ?", values)
             self.row_bytes += 6 * INTEGER_BYTES
         if document.is_deleted:
-            self._drop_data_about(channel, document.id)
+            about = "SELECT id FROM documents WHERE channel = ? AND target = ? AND open = 0"
+            for (other,) in self._db.execute(about, (channel, document.id)).fetchall():
+                self._free_segments(other)
         is_counted = bool(document.created) and not document.is_deleted
         return is_counted - messages, is_counted * document.size_bytes - size_bytes
 
@@ -173,14 +175,6 @@ class Documents:
             "SELECT deleted FROM documents WHERE channel = ? AND message = ?", (channel, document.target)
         ).fetchone()
         return row is None or not row[0]
-
-    def _drop_data_about(self, channel: int, target: str) -> None:
-        """Remove the segments of all documents with this target that are no longer open."""
-        keys = self._db.execute(
-            "SELECT id FROM documents WHERE channel = ? AND target = ? AND open = 0", (channel, target)
-        ).fetchall()
-        for (key,) in keys:
-            self._free_segments(key)
 
     def outdated(self, now_ms: int, limit: int) -> list[int]:
         """Return the keys of up to `limit` documents that are no longer open and whose `until_ms` has passed."""

@@ -169,7 +169,12 @@ class CommitLog:
         for slot in tracked.slots[:count]:
             self._pins[slot] -= 1
             if not self._pins[slot]:
-                self._free_slot(slot)
+                room = self._rooms[slot]
+                self._free.setdefault(room, []).append(slot)
+                self.live_rows -= 1
+                self.live_bytes -= room
+                if self._written[slot] >= DUE:
+                    self.to_wipe.append(slot)
         del tracked.serials[:count], tracked.slots[:count]
         if not tracked.slots:
             self.pinned.pop(tracked.key, None)
@@ -326,15 +331,6 @@ class CommitLog:
             self.live_rows += 1
             self.live_bytes += self._rooms[slot]
         self._pins[slot] += 1
-
-    def _free_slot(self, slot: int) -> None:
-        """Note that no message pins `slot` any more."""
-        room = self._rooms[slot]
-        self._free.setdefault(room, []).append(slot)
-        self.live_rows -= 1
-        self.live_bytes -= room
-        if self._written[slot] >= DUE:
-            self.to_wipe.append(slot)
 
 
 def _check_removed(db: sqlite3.Connection, keys: set[int]) -> None:
