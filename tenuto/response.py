@@ -395,7 +395,6 @@ class TurnFrames:
         self._message_id = message_id
 
     def frame(self, deltas: Sequence[Delta], status: str | None, position: Position) -> bytes:
-        """Return the bytes for `deltas` (`Framer.frame`)."""
         over = [TurnChanged("over")] if status is not None else []
         return self._format.frame([*(InAnswer(self._message_id, delta) for delta in deltas), *over])
 

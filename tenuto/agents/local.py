@@ -143,7 +143,6 @@ class LocalBackend:
 
     @property
     def is_shutting_down(self) -> bool:
-        """Return whether the hub drains."""
         return self._hub.is_draining
 
     def drains(self, error: BaseException) -> bool:

@@ -86,7 +86,6 @@ def base32(number: int, width: int) -> str:
 
 
 def is_pattern(text: str) -> bool:
-    """Return whether `text` is a valid pattern."""
     stem = text.removesuffix("*")
     return "*" not in stem and (stem == text or not stem or stem[-1] in ":/.")
 
@@ -97,7 +96,6 @@ def invalid_pattern(text: str) -> str:
 
 
 def matches(pattern: str, channel: str) -> bool:
-    """Return whether `pattern` covers `channel`."""
     if pattern.endswith("*"):
         return channel.startswith(pattern[:-1])
     return channel == pattern

@@ -75,7 +75,6 @@ class Owner:
         self.is_over = False
 
     def is_within(self, other: Owner) -> bool:
-        """Return whether it is `other`, or inside of it."""
         return self is other or (self.outer is not None and self.outer.is_within(other))
 
 
@@ -843,7 +842,6 @@ class Ended(Outgoing):
 
 
 def text_of(part: Part) -> str:
-    """Return the text or the input of a part."""
     return str(part.get(APPENDABLE.get(part["type"], ""), ""))
 
 

@@ -181,7 +181,6 @@ class MessageState:
 
 
 def set_parts(message: MessageState, parts: list[Part], serial: int) -> None:
-    """Replace all parts of `message`."""
     message.parts = [PartState(part, serial, serial) for part in parts]
     message.size_bytes = sum(part_bytes(part) for part in parts)
 
@@ -239,7 +238,6 @@ class CommandState(Struct, eq=False, kw_only=True):
 
 
 def utf8_len(text: str) -> int:
-    """Return the length of `text` in bytes of UTF-8."""
     return len(text) if text.isascii() else len(text.encode("utf-8", "surrogatepass"))
 
 

@@ -104,7 +104,10 @@ class Text:
 
 
 class TextFork:
-    """A copy of a `Text` for a draft: it shares the text of its base, and keeps its own additions and their marks."""
+    """A copy of a `Text` for a draft: it shares the text of its base, and keeps its own additions and their marks.
+
+    Its methods are those of `Text`.
+    """
 
     __slots__ = ("_base", "_base_length", "_own", "length")
 
@@ -120,18 +123,15 @@ class TextFork:
         self.length += len(text)
 
     def slice(self, start: int, end: int | None = None) -> str:
-        """Return the text from `start` to `end` (code points)."""
         stop = self.length if end is None else min(end, self.length)
         edge = self._base_length
         below = self._base.slice(start, min(stop, edge)) if start < edge else ""
         return below + self._own.slice(max(0, start - edge), max(0, stop - edge))
 
     def length_at(self, serial: int) -> int:
-        """Return the length at `serial`, as `Text.length_at`."""
         return self._base.length_at(serial) if not (own := self._own.length_at(serial)) else self._base_length + own
 
     def marks_after(self, start: int) -> Iterator[tuple[int, int]]:
-        """Yield the marks whose length is above `start`, as `Text.marks_after`."""
         edge = self._base_length
         yield from self._base.marks_after(start)
         for serial, length in self._own.marks_after(max(0, start - edge)):

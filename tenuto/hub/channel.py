@@ -437,7 +437,6 @@ class Channel:
 
     @property
     def feeds(self) -> list[Feed]:
-        """Return the feeds of this channel."""
         return [feed for group in self._groups.values() for feed in group.feeds]
 
     @property

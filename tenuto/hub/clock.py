@@ -36,7 +36,6 @@ class Clock:
         return time.time_ns() // 1_000_000
 
     def random_bits(self, bits: int) -> int:
-        """Return a random number of `bits` bits."""
         return secrets.randbits(bits)
 
     def new_id(self) -> str:

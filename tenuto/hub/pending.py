@@ -263,7 +263,6 @@ class Admission:
         return not self._queue and not self._admitted
 
     def append(self, item: Item) -> None:
-        """Queue a new item."""
         self._queue.append(item)
 
     def put_first(self, items: Iterable[Item]) -> None:

@@ -202,7 +202,6 @@ class Runtime:
         return await outcome
 
     def stats(self) -> dict[str, int]:
-        """Return the counters of the services."""
         channels = self.channels.values()
         return {
             "channels": len(channels),

@@ -90,7 +90,6 @@ class _Channel:
         )
 
     def note_time(self, documents: Sequence[Document]) -> None:
-        """Note the time of documents that were stored."""
         times = [one.at_ms for one in documents]
         if not times:
             return

@@ -330,7 +330,6 @@ def turn_bytes(turns: Iterable[TurnStatus]) -> int:
 
 
 def message_bytes(messages: Iterable[Message]) -> int:
-    """Return the bytes of the parts of messages."""
     return sum(part_bytes(part) for message in messages for part in message.parts)
 
 
@@ -367,12 +366,10 @@ class Credentials:
 
     @property
     def is_known(self) -> bool:
-        """Return whether the identity is known."""
         return self.identity is not _UNKNOWN
 
     @property
     def is_expired(self) -> bool:
-        """Return whether the identity has expired."""
         # Checked inline: this runs for every frame of a socket, and most identities of servers never expire.
         return self.identity.expires_at_ms is not None and self.identity.is_expired(self._hub.clock.now_ms())
 

@@ -314,7 +314,6 @@ GUARDS: Headers = [(b"x-content-type-options", b"nosniff"), (b"cross-origin-reso
 
 
 def problem_headers(error: TenutoError) -> dict[str, str]:
-    """Return the headers of a response that carries `error`."""
     headers = {
         "content-type": "application/problem+json",
         "cache-control": "no-store",

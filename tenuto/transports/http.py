@@ -330,7 +330,6 @@ async def put_part(call: Call) -> Response:
 
 
 async def delete(call: Call) -> Response:
-    """Delete a message."""
     await call.hub.ask(call.channel, call.id, DeleteMessage(), call.identity.caller(call.channel))
     return call.empty()
 
@@ -354,7 +353,6 @@ async def leave(call: Call) -> Response:
 
 
 async def members(call: Call) -> Response:
-    """Return the present members."""
     return json_response(await call.hub.members(call.channel))
 
 
@@ -373,7 +371,6 @@ async def read(call: Call) -> Response:
 
 
 async def page(call: Call) -> Response:
-    """Return a page of messages."""
     query = Query(call.request.scope)
     limits = call.hub.limits
     before = query.whole("before", 0, MAX_NUMBER)
@@ -409,7 +406,6 @@ async def export(call: Call) -> Response:
 
 
 async def delete_channel(call: Call) -> Response:
-    """Delete a channel."""
     await call.hub.delete_channel(call.channel)
     return call.empty()
 

@@ -184,7 +184,6 @@ class Heartbeats:
         return slot
 
     def remove(self, target: HeartbeatTarget, slot: Slot) -> None:
-        """Stop calling `target`."""
         slot.discard(target)
         self._removed.set()
 

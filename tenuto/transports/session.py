@@ -378,7 +378,6 @@ class Attachments:
             self.rest = None
 
     def close(self) -> None:
-        """Detach from all channels."""
         for channel in tuple(self._by_channel):
             self.leave(channel)
 

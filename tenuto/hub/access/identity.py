@@ -122,7 +122,6 @@ class Identity(Struct, frozen=True, kw_only=True):
         return not all(map(TRUSTED.isdisjoint, granted))
 
     def is_expired(self, now_ms: int) -> bool:
-        """Return whether the identity has expired."""
         return self.expires_at_ms is not None and now_ms >= self.expires_at_ms
 
 

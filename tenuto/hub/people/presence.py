@@ -179,7 +179,6 @@ class SharedPresence:
     # -- the members of this node ------------------------------------------------------------------------------
 
     def _about_node(self) -> dict[str, bytes]:
-        """Return the hold about this node."""
         agents = sorted(self._agents())[:AGENTS]
         shown = _ShownNode(self._revision, self._recent, agents, self.lease.holds.losses)
         return {NODES + self._node: _encode(shown)}

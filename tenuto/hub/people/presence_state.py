@@ -317,7 +317,6 @@ class PresenceState:
         self._changed()
 
     def member(self, member_id: str) -> Member | None:
-        """Return a member, or None if it is not present."""
         here = self._members.get(member_id)
         if here is None:
             return None

@@ -173,7 +173,6 @@ class WorkerPool:
         self._left = dict([*earlier.items(), *now.items()][-REMEMBERED_PATTERNS:])
 
     def has_agent(self, channel: str) -> bool:
-        """Return whether an agent for `channel` is present."""
         return any(matches(worker.pattern, channel) for worker in self._workers)
 
     # -- served patterns ---------------------------------------------------------------------------------------
@@ -858,7 +857,6 @@ class SharedTurns:
             self._due.set()
 
     def _hold(self) -> ShownTurns:
-        """Return the hold of this node."""
         workers = self._scheduler.workers
         waiting = [channel for channel in self._waiting() if workers.best_for(channel) is None]  # for other nodes
         return ShownTurns(patterns=workers.served()[:SHOWN], waiting=waiting[:SHOWN])

@@ -192,7 +192,6 @@ class Channels:
         self.documents.row_bytes += 5 * INTEGER_BYTES
 
     def newest_ms(self) -> int:
-        """Return the time of the latest change (`Store.newest_ms`)."""
         (newest_ms,) = self._db.execute("SELECT max(updated_ms) FROM channels WHERE name IS NOT NULL").fetchone()
         return newest_ms or 0
 
@@ -215,7 +214,6 @@ class Channels:
         return found
 
     def summaries(self, within: Sequence[str], *, after: str | None, limit: int) -> list[ChannelSummary]:
-        """Return a list of channels (`Store.summaries`)."""
         found: list[ChannelSummary] = []
         for one in sorted(within):
             low = one.removesuffix("*")
