@@ -151,11 +151,12 @@ class Running:
         self._is_lost = self._is_lost or is_lost
         if self._turn is not None:
             self._turn.is_cancelled = True
-            for reply in self._turn.replies:  # no person has stopped the answer of an attempt that is lost
-                reply.cancelled_as = ("interrupted" if self._is_lost else "cancelled", None)
-        self._end_handler()
+        self._end_handler("interrupted" if self._is_lost else "cancelled")  # no person has stopped one that is lost
 
-    def _end_handler(self) -> None:
+    def _end_handler(self, status: str, reason: str | None = None) -> None:
+        """Cancel the handler, if it runs; the answers that it has open end with this status and reason."""
+        for reply in self._turn.replies if self._turn is not None else ():
+            reply.cancelled_as = (status, reason)
         if not self._ending.done():
             self._ending.set_result(None)
         if self._work is not None:
@@ -263,9 +264,7 @@ class Running:
             if not self._work.done():  # wait a limited time for a handler that ignores its cancellation
                 await asyncio.wait([self._work], timeout=SHUTDOWN_S)
         except asyncio.CancelledError:  # the process shuts down, so the answer is interrupted instead of cancelled
-            for reply in turn.replies:
-                reply.cancelled_as = ("interrupted", None)
-            self._end_handler()
+            self._end_handler("interrupted")
             await asyncio.wait([self._work], timeout=SHUTDOWN_S)
             raise
         is_left = backend.is_shutting_down and self._work.cancelled() and not self._is_stopped
@@ -295,7 +294,7 @@ class Running:
                 left_s = min(left_s, max(0.0, agent.budget_s - await turn.steps.time_used_ms() / 1000))
                 noting = asyncio.ensure_future(turn.steps.note_time())
             turn.has_budget = agent.budget_s is not None
-            turn.allowance = Allowance(left_s, partial(self._time_out, turn))
+            turn.allowance = Allowance(left_s, self._time_out)
             if self.attempt > 1:
                 await turn.recall(self._complete)
             await timed(f'handler "{self._agent.name}"', self._agent.handler(turn), logger)
@@ -343,12 +342,10 @@ class Running:
                 return answer is not None and answer.status == "interrupted"
         return False
 
-    def _time_out(self, turn: Turn) -> None:
+    def _time_out(self) -> None:
         self._is_late = True
         self._failure = "timeout"  # also if the handler ignores its cancellation
-        for reply in turn.replies:
-            reply.cancelled_as = ("failed", "timeout")
-        self._end_handler()
+        self._end_handler("failed", "timeout")
 
     async def _store_failed_answer(self, turn: Turn, reason: str) -> None:
         """Store a failed answer, so that people see the failure, unless the handler has begun an answer itself."""
