@@ -1065,8 +1065,8 @@ class _Socket:
         kind, stream_id = event.get("type"), event.get("stream_id")
         if kind not in ("response.create", "response.retrieve"):
             raise InvalidRequest(f"type must be response.create, .steer or .retrieve, got {kind!r:.80}", param="type")
-        if stream_id is not None and not (isinstance(stream_id, str) and len(stream_id) <= 64):
-            raise InvalidRequest(f"stream_id must have at most 64 characters, got {stream_id!r:.80}", param="stream_id")
+        if stream_id is not None and not (isinstance(stream_id, str) and len(stream_id) <= 256):
+            raise InvalidRequest(f"stream_id must be at most 256 characters, got {stream_id!r:.80}", param="stream_id")
         if event.get("background") or event.get("generate") is False:
             raise InvalidRequest("background and generate are not supported on a socket; leave them out")
         lane = self._lanes.get(stream_id)

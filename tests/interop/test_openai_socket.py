@@ -118,12 +118,12 @@ async def test_errors_of_stores_name_no_path(scene: ClientScene, socket: Any, mo
 
 
 async def test_lanes_run_at_the_same_time(scene: ClientScene, socket: Any) -> None:
-    for lane in ("a", "b"):
+    for lane in ("a" * 256, "b"):
         await socket.response.create(model="bot", input=lane, stream_id=lane)
     begun = await until(socket, lambda _: len(scene.turns) == 2)
     scene.gate.set()
     events = begun + await until(socket) + await until(socket)
-    for lane in ("a", "b"):
+    for lane in ("a" * 256, "b"):
         assert text_of([one for one in events if one.stream_id == lane]) == ANSWER.replace("you", lane)
 
 
