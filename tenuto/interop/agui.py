@@ -10,7 +10,7 @@ One run of the client is one turn. A text, a reasoning and the result of a tool 
 A run with a position gets the events after it, at each character. A repeated run whose client shows a part of the turn
 gets a snapshot of the thread before the answer, and then the whole answer. So does each reader when an attempt is
 superseded, and the positions begin anew. Parts come in the order of their index, and one ends when the next begins;
-results of tools come when they are there. Clients refuse an end of a run while a message or a call is open, and content
+results of tools come between parts. Clients refuse an end of a run while a message or a call is open, and content
 of one that is not open. `docs/agui.md` has the mapping, `TurnPosition` the form of the positions.
 """
 
@@ -468,6 +468,7 @@ class AGUIStream(EventStream):
                 self.ended = self.REPLACED  # text that was sent is gone, or text came too late
             elif part.name in self._values and self.ended is None:
                 self._value(part)
+        self._results()
         self._walk()
         ahead = self._after.units - self._at.units
         if is_first and ahead > 0 and not (self._turn.is_over and ahead == 1 and self._after.sum == self._at.sum):
@@ -475,8 +476,6 @@ class AGUIStream(EventStream):
         if is_first and attempts and self.ended is LOST:  # the position is one of an earlier attempt
             self._growing = None
             return self._take_back()
-        for part in changed if self.ended is None else ():
-            self._result(part)
         for id in questions:
             self._custom("tenuto.question", id, {"id": id, **self._turn.question(id)})
         if self._turn.is_over or self.ended or self._turn.is_gone:
@@ -550,8 +549,7 @@ class AGUIStream(EventStream):
             for type in _EVENTS[part.value["type"]][2]:
                 self._advance(1)
                 self._put(type, **id)
-            if self._at.units >= self._after.units:  # else after the walk, so that the position does not fall
-                self._result(part)
+            self._results()
 
     def _begin(self, part: Part) -> None:
         """Send the events before the text of a part, and note its id in the client."""
@@ -577,19 +575,21 @@ class AGUIStream(EventStream):
             self._advance(1)
             self._put(type, **self._parts[part], **start, **role)
 
-    def _result(self, part: Part) -> None:
-        """Send the result of a call, if it is there and the reader lacks it."""
-        call = self._calls.get(part)
-        if call is None or self._at.results >> call & 1 or not has_result(part.value):
+    def _results(self) -> None:
+        """Send the results that the reader lacks, behind its position. Within a text, TanStack AI repeats the text."""
+        if self._growing is not None or self.ended is not None or self._at.units < self._after.units:
             return
-        self._at = replace(self._at, results=self._at.results | 1 << call)
-        state = part.value.get("state")
-        output = part.value.get("output", state)
-        text = output if isinstance(output, str) else json.dumps(output, ensure_ascii=False)
-        fields = {"messageId": f"{part.name}{SERVER_RESULT}", **self._parts[part], "content": text, "role": "tool"}
-        if state in ("error", "denied"):
-            fields["metadata"] = {"state": state, "tanstack": {"state": "output-error"}}
-        self._put("TOOL_CALL_RESULT", is_due=True, **fields)
+        for part, call in self._calls.items():
+            if self._at.results >> call & 1 or not has_result(part.value):
+                continue
+            self._at = replace(self._at, results=self._at.results | 1 << call)
+            state = part.value.get("state")
+            output = part.value.get("output", state)
+            text = output if isinstance(output, str) else json.dumps(output, ensure_ascii=False)
+            fields = {"messageId": f"{part.name}{SERVER_RESULT}", **self._parts[part], "content": text, "role": "tool"}
+            if state in ("error", "denied"):
+                fields["metadata"] = {"state": state, "tanstack": {"state": "output-error"}}
+            self._put("TOOL_CALL_RESULT", is_due=True, **fields)
 
     def _value(self, part: Part) -> None:
         kind, fields = part.value["type"], {name: value for name, value in part.value.items() if name != "type"}
