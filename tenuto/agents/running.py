@@ -313,7 +313,8 @@ class Running:
             failures = failures_in(raised)
             if self._is_stopped and all(isinstance(one, Finished | Fenced) for one in failures):
                 return  # it wrote after the end of its answer
-            if any(isinstance(one, Finished) for one in failures) and await self._is_interrupted(turn):
+            is_cut = any(isinstance(one, Finished) or getattr(one, "code", "") == "unreachable" for one in failures)
+            if is_cut and await self._is_unfinished(turn):
                 self._is_lost = True  # the turn waits for its next attempt, as after a crash
                 return
             if self._backend.drains(raised) and not (self._is_stopped or self._is_late):
@@ -334,12 +335,11 @@ class Running:
                 noting.cancel()
                 await asyncio.gather(noting, return_exceptions=True)  # it fails if a later attempt has the turn
 
-    async def _is_interrupted(self, turn: Turn) -> bool:
-        """Return whether the hub has interrupted the handler's answer, because a lease had ended."""
+    async def _is_unfinished(self, turn: Turn) -> bool:
+        """Return whether the handler's answer has no end, because a lease had ended or the hub was out of reach."""
         for last in turn.begun[-1:]:
             with contextlib.suppress(TenutoError):
-                answer = await self._found(last.id)
-                return answer is not None and answer.status == "interrupted"
+                return (one := await self._found(last.id)) is not None and one.status in ("interrupted", "streaming")
         return False
 
     def _time_out(self) -> None:

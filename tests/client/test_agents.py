@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import replace
 from functools import partial
 from random import Random
 from typing import Any
@@ -260,12 +261,13 @@ async def test_turn_whose_answer_the_hub_interrupts_gets_its_next_attempt() -> N
         assert await endings(hub) == [("bot", "attempt 2", "complete", None)]
 
 
+@pytest.mark.parametrize("at", ["attach", "finish"])
 @virtually
-async def test_turn_that_could_not_begin_is_not_over() -> None:
-    """The connection was lost for longer than the client's timeout, just after the turn had arrived."""
+async def test_turn_whose_hub_is_away_for_longer_than_the_timeout_is_not_over(at: str) -> None:
+    """The connection is lost just after the turn has arrived, or as its answer ends."""
     begun: list[int] = []
     async with virtual_hub() as (hub, wire):
-        client = client_of(wire, client_id="bot")
+        client = client_of(wire, client_id="bot", timing=replace(QUICK, request_s=1.0))
 
         @client.agent("chat:*")
         async def bot(turn: Turn) -> None:
@@ -274,18 +276,17 @@ async def test_turn_that_could_not_begin_is_not_over() -> None:
                 await message.append("an answer")
 
         def refuse(frame: dict[str, Any]) -> None:
-            if frame["type"] == "attach" and not begun and client_is_new:
+            if frame["type"] == at and wire.dials == 1:
                 wire.is_away = True
                 wire.cut()
 
-        client_is_new = True
         wire.refuse = refuse
         async with questioned(hub, client):
-            await asyncio.sleep(QUICK.request_s + 2)
-            assert (wire.is_away, begun) == (True, [])
-            wire.is_away = client_is_new = False
+            await asyncio.sleep(2)
+            assert (wire.is_away, begun) == (True, [1] * (at != "attach"))
+            wire.is_away = False
             await asyncio.sleep(120)
-        assert begun == [2]
+        assert begun == [1] * (at != "attach") + [2]
         assert await endings(hub) == [("bot", "an answer", "complete", None)]
 
 
