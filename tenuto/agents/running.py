@@ -336,10 +336,11 @@ class Running:
                 await asyncio.gather(noting, return_exceptions=True)  # it fails if a later attempt has the turn
 
     async def _is_unfinished(self, turn: Turn) -> bool:
-        """Return whether the handler's answer has no end, because a lease had ended or the hub was out of reach."""
-        for last in turn.begun[-1:]:
+        """Return whether the last answer has no beginning or end: a lease had ended, or the hub was out of reach."""
+        for last in turn.replies[-1:]:
             with contextlib.suppress(TenutoError):
-                return (one := await self._found(last.id)) is not None and one.status in ("interrupted", "streaming")
+                one = await self._found(last.id) if last.is_begun else None
+                return not last.is_begun or (one is not None and one.status in ("interrupted", "streaming"))
         return False
 
     def _time_out(self) -> None:

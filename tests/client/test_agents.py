@@ -261,10 +261,10 @@ async def test_turn_whose_answer_the_hub_interrupts_gets_its_next_attempt() -> N
         assert await endings(hub) == [("bot", "attempt 2", "complete", None)]
 
 
-@pytest.mark.parametrize("at", ["attach", "finish"])
+@pytest.mark.parametrize("at", ["attach", "create", "finish"])
 @virtually
 async def test_turn_whose_hub_is_away_for_longer_than_the_timeout_is_not_over(at: str) -> None:
-    """The connection is lost just after the turn has arrived, or as its answer ends."""
+    """The connection is lost just after the turn has arrived, or as its answer begins or ends."""
     begun: list[int] = []
     async with virtual_hub() as (hub, wire):
         client = client_of(wire, client_id="bot", timing=replace(QUICK, request_s=1.0))
