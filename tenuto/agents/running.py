@@ -313,8 +313,9 @@ class Running:
             failures = failures_in(raised)
             if self._is_stopped and all(isinstance(one, Finished | Fenced) for one in failures):
                 return  # it wrote after the end of its answer
-            is_cut = any(isinstance(one, Finished) or getattr(one, "code", "") == "unreachable" for one in failures)
-            if is_cut and await self._is_unfinished(turn):
+            is_away = any(getattr(one, "code", None) == "unreachable" for one in failures)
+            is_cut = is_away or any(isinstance(one, Finished) for one in failures)
+            if is_cut and await self._is_unfinished(turn, has_begun=not is_away):
                 self._is_lost = True  # the turn waits for its next attempt, as after a crash
                 return
             if self._backend.drains(raised) and not (self._is_stopped or self._is_late):
@@ -335,9 +336,12 @@ class Running:
                 noting.cancel()
                 await asyncio.gather(noting, return_exceptions=True)  # it fails if a later attempt has the turn
 
-    async def _is_unfinished(self, turn: Turn) -> bool:
-        """Return whether the last answer has no beginning or end: a lease had ended, or the hub was out of reach."""
-        for last in turn.replies[-1:]:
+    async def _is_unfinished(self, turn: Turn, *, has_begun: bool) -> bool:
+        """Return whether the last answer has no end: a lease had ended, or the hub was out of reach.
+
+        Without `has_begun` an answer that could not begin is one, too.
+        """
+        for last in (turn.begun if has_begun else turn.replies)[-1:]:
             with contextlib.suppress(TenutoError):
                 one = await self._found(last.id) if last.is_begun else None
                 return not last.is_begun or (one is not None and one.status in ("interrupted", "streaming"))
