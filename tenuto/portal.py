@@ -176,6 +176,7 @@ class Writer(ABC):
     def __init__(self, channel: str, outgoing: Outgoing) -> None:
         self.channel = channel
         self.is_begun = False  # True: the beginning of the message is stored
+        self.is_left = False  # True: the hub drains, and a block that was cut has left the message open
         self.is_answer = False  # True: a turn has begun it, whose later attempts find what it keeps of its streams
         self.is_continued = False  # True: they also find the attempts in which the process died
         # status and reason of the message if its task is cancelled
@@ -227,7 +228,8 @@ class Writer(ABC):
         try:
             await self._end(error, misuse)
         finally:
-            self._outgoing.close()
+            if not self.is_left:  # else the end of its turn ends it, if that comes before the next start
+                self._outgoing.close()
             await self._finish_after_refusal()
             self._close()
         if misuse is not None:

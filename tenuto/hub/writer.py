@@ -372,13 +372,15 @@ class MessageWriter(Writer):
         """Store the accepted requests and finish the message, because `error` ended its block early.
 
         A draining hub leaves the message open, unless its turn was stopped or `error` is a failure of the block itself:
-        the next start adopts or interrupts it.
+        the next start adopts or interrupts it. An error of a task that was cancelled is no such failure.
         """
         status, reason = ended_as(error, self.cancelled_as, self._hub.reason_of)
         try:
-            has_failed = isinstance(error, Exception) and not is_of_drain(error)
-            is_ended = status != "interrupted" and (has_failed or self.is_stopped())
-            if is_ended or not self._hub.viewing.is_draining:
+            task = asyncio.current_task()
+            is_cancelled = not isinstance(error, Exception) or (task is not None and task.cancelling() > 0)
+            is_ended = self.is_stopped() or not (is_cancelled or is_of_drain(error))
+            self.is_left = self._hub.viewing.is_draining and (status == "interrupted" or not is_ended)
+            if not self.is_left:
                 self._outgoing.accept_end(status, reason=reason, is_server=True)
                 self._submit()
             ending = asyncio.ensure_future(self.flush())

@@ -661,17 +661,18 @@ async def test_turn_that_reads_a_stream_does_not_only_wait(wait: Any, handle: An
 
 @pytest.mark.parametrize("on_crash", ["restart", "continue", "interrupt"])
 @pytest.mark.parametrize(
-    ("work_s", "timeout_s", "status"), [(99, 90, "cancelled"), (99, 5, "failed"), (3, 9, "failed")]
+    ("work_s", "limit_s", "timeout_s", "status"),
+    [(99, 99, 90, "cancelled"), (99, 99, 5, "failed"), (3, 99, 9, "failed"), (99, 3, 9, "failed")],
 )
 @virtually
 async def test_a_turn_that_is_stopped_or_fails_during_a_drain_ends(
-    on_crash: Any, work_s: float, timeout_s: float, status: str
+    on_crash: Any, work_s: float, limit_s: float, timeout_s: float, status: str
 ) -> None:
     begun, ended = list[int](), list[None]()
 
     async def bot(turn: Turn) -> None:
         begun.append(turn.attempt)
-        async with turn.reply() as message:
+        async with asyncio.timeout(limit_s), turn.reply() as message:
             await message.append("The text.")
             await turn.step("slow", asyncio.sleep, work_s)
             raise ValueError("a mistake")

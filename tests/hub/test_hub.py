@@ -26,6 +26,15 @@ async def test_adopter_continues_at_the_stored_length_after_a_restart(tmp_path: 
     dying = HubCore(url, hooks_signals=False, drain_s=0)
     writer = await dying.message("chat:1", id=text("m"), author=text("bot"), meta={"question": "why"}).open()
     await writer.append(text("so far"))
+
+    async def write() -> None:
+        async with writer:
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.Event().wait()
+            raise ConnectionError  # as a library that is cancelled
+
+    dying.start_task(write())
+    await asyncio.sleep(0)
     await dying.close()
 
     hub = HubCore(url, hooks_signals=False)
