@@ -212,7 +212,7 @@ class _Routes:
         deltas = progress.begin(answer)
         async with aclosing(self._hub.subscribe(channel, since=cursor).batches()) as batches:
             while True:
-                for _, kind, text in added_texts(deltas):
+                for _, kind, _, text in added_texts(deltas):
                     if kind == "text":
                         yield text
                 if progress.status in ("complete", "cancelled"):

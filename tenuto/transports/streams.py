@@ -95,10 +95,10 @@ class NamedEvents:
             body += f"\nid: {position.id(is_finished=False)}\n\n".encode()
         else:
             body, lengths = b"", list(position.sent.lengths)
-            for index, kind, text in reversed([*added_texts(deltas)]):
-                at = position._replace(sent=position.sent._replace(lengths=lengths)).id(is_finished=False)
-                body = b"event: %b\ndata: %b\nid: %b\n\n" % (_EVENTS[kind], encode_json(text), at.encode()) + body
-                lengths[index] -= len(text)
+            for index, kind, at, text in reversed([*added_texts(deltas)]):
+                id = position._replace(sent=position.sent._replace(lengths=lengths)).id(is_finished=False)
+                body = b"event: %b\ndata: %b\nid: %b\n\n" % (_EVENTS[kind], encode_json(text), id.encode()) + body
+                lengths[index] = at
         if status is not None:
             body += b"event: done\ndata: " + encode_json({"status": status})
             body += f"\nid: {position.id(is_finished=True)}\n\n".encode()
@@ -121,7 +121,7 @@ class OwnFrames:
         """
         frames: list[bytes] = []
         left = texts_left(deltas)
-        text = "".join(text for _, kind, text in added_texts(deltas) if kind == "text")
+        text = "".join(text for _, kind, _, text in added_texts(deltas) if kind == "text")
         if left is not None:
             self._lines.ends_in_cr = False
             reset = f"event: reset\n{self._lines.data(left['text'])}\n".encode()
@@ -187,21 +187,21 @@ def texts_left(deltas: Sequence[Delta]) -> dict[str, str] | None:
         delta = deltas[number]
         if isinstance(delta, MessageReplaced) and delta.is_superseded:
             texts = dict.fromkeys(_EVENTS, "")
-            for _, kind, text in added_texts(deltas[number:]):
+            for _, kind, _, text in added_texts(deltas[number:]):
                 texts[kind] += text
             return texts
     return None
 
 
-def added_texts(deltas: Sequence[Delta]) -> Iterator[tuple[int, str, str]]:
-    """Yield index and type of a part and its new text, for formats whose readers only append text.
+def added_texts(deltas: Sequence[Delta]) -> Iterator[tuple[int, str, int, str]]:
+    """Yield of each new text its part's index and type, its offset and itself, for formats whose readers only append.
 
     Of a replaced text only the end is sent, from the length that the reader has, because the reader cannot remove text.
     """
     for delta in deltas:
         match delta:
-            case TextAdded(index=index, kind=kind, text=text) if kind in COUNTED:
-                yield index, kind, text
+            case TextAdded(index=index, kind=kind, at=at, text=text) if kind in COUNTED:
+                yield index, kind, at, text
             case PartOpened(index=index, part=part, sent=sent) | PartReplaced(index=index, part=part, sent=sent):
                 yield from _rest(index, part, sent)
             case MessageReplaced(message=message, sent=lengths):
@@ -209,10 +209,10 @@ def added_texts(deltas: Sequence[Delta]) -> Iterator[tuple[int, str, str]]:
                     yield from _rest(index, part, lengths[index] if index < len(lengths) else 0)
 
 
-def _rest(index: int, part: Part, sent: int) -> Iterator[tuple[int, str, str]]:
+def _rest(index: int, part: Part, sent: int) -> Iterator[tuple[int, str, int, str]]:
     kind = part["type"]
     if kind in COUNTED and (rest := part["text"][sent:]):
-        yield index, kind, rest
+        yield index, kind, sent, rest
 
 
 class _Lines:

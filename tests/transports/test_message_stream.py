@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
+import re
 
 from hypothesis import given
 from hypothesis import strategies as st
 from msgspec import convert
 
-from tenuto.core.deltas import Delta, MessageReplaced, Sent, TextAdded
+from tenuto.core.deltas import Delta, MessageReplaced, PartReplaced, Sent, TextAdded
 from tenuto.core.events import parse_cursor
 from tenuto.core.model import Message
-from tenuto.transports.streams import OwnFrames, PlainData, Position, sent_by, sent_field
+from tenuto.transports.streams import NamedEvents, OwnFrames, PlainData, Position, sent_by, sent_field
 from tests.transports.conftest import Served
 from tests.transports.watching import Stream, write
 
@@ -72,8 +73,7 @@ async def test_superseded_attempt_is_reset_once_for_each_reader(served: Served) 
     await change(served, "POST", "", {"id": "m1", "role": "assistant", "status": "streaming"})
     await change(served, "PUT", "/m1/parts/0", {"type": "reasoning", "text": "hm"})
     await change(served, "PUT", "/m1/parts/1", {"type": "text", "text": "Half an answ"})
-    first = await Stream.open(served, f"{EVENTS}?flush_ms=0")
-    away = await Stream.open(served, f"{EVENTS}?flush_ms=0")
+    first, away = [await Stream.open(served, f"{EVENTS}?flush_ms=0") for _ in range(2)]
     for stream in (first, away):
         await stream.until(lambda stream=stream: added_up(stream) == "Half an answ")
     away.close()
@@ -109,7 +109,10 @@ def test_formats_of_plain_text_send_what_is_left_of_the_answer() -> None:
     plain = PlainData(has_ids=True).frame(deltas, None, position)
     assert plain == b"event: reset\ndata: right\ndata: on\nid: e:9:7m0a1.0.8\n\n"
     own = OwnFrames(lambda text: f"data: {text}\n\n", "data: [DONE]\n\n", has_ids=False)
-    assert own.frame(deltas, "complete", position) == (b"event: reset\ndata: right\ndata: on\n\ndata: [DONE]\n\n")
+    assert own.frame(deltas, "complete", position) == b"event: reset\ndata: right\ndata: on\n\ndata: [DONE]\n\n"
+    deltas = [TextAdded(0, "reasoning", 0, "hm"), TextAdded(1, "text", 5, " and on"), PartReplaced(1, parts[1], 12)]
+    named = NamedEvents().frame(deltas, None, Position("e:9", "", 7, Sent([2, 6])))
+    assert re.findall(rb"id: (.*)", named) == [b"e:9:7m0.2.5", b"e:9:7m0.2.6"]
 
 
 def test_a_line_end_cut_in_two_is_one_line_end() -> None:
@@ -124,11 +127,8 @@ def test_a_line_end_cut_in_two_is_one_line_end() -> None:
 @given(st.lists(st.integers(0, 9_999_999), max_size=256), st.booleans(), st.integers(0, 256), st.integers(1, 10**15))
 def test_sent_lengths_are_read_back_from_the_cursor(lengths: list[int], is_done: bool, attempts: int, at: int) -> None:
     extra = sent_field(at, Sent(lengths, attempts=attempts), is_finished=is_done)
-    cursor = parse_cursor(f"epoch:5:{extra}")
-    assert cursor is not None
-    parsed = sent_by(cursor)
-    assert (parsed.is_finished, parsed.attempts) == (is_done, attempts)
-    assert len(parsed.lengths) == len(lengths)
+    parsed = sent_by(parse_cursor(f"epoch:5:{extra}"))
+    assert (parsed.is_finished, parsed.attempts, len(parsed.lengths)) == (is_done, attempts, len(lengths))
     left_out = list(parsed.lengths).count(2**53)
     assert list(parsed.lengths)[left_out:] == lengths[left_out:]
     kept = "".join(f".{length}" for length in lengths[left_out:])
