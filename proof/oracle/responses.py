@@ -173,13 +173,15 @@ class MessageStreamOracle:
         """Take one event that was sent at `stamp`. Raises Violation."""
         if event.event in self._received:
             self._received[event.event] += json.loads(event.data)
-        elif event.event == "reset":  # an attempt was superseded
+        elif event.event == "reset":  # an attempt was superseded, or the store was replaced
             self._received = json.loads(event.data)
         if event.id is None:
             return
         self.cursor = event.id
         if not self.cursor.startswith(f"{self._log.epoch}:"):
             self.is_over = True  # the stream began again in another epoch
+            if event.event in self._received and any(self._certain.values()):
+                raise Violation(f"{self._name} received {self.message_id} anew, and no reset before")
             return
         self.is_over = event.event == "done"
         self._certain = dict(self._received)

@@ -478,9 +478,8 @@ class MessageReader(Actor):
     async def _visit(self, channel: str, reading: MessageStreamOracle) -> None:
         node = await self.some_node()
         path = f"/v1/channels/{channel}/messages/{reading.message_id}/events"
-        cursor = reading.cursor
         reading.begin()
-        headers = [(b"last-event-id", cursor.encode())] if cursor is not None else []
+        headers = [(b"last-event-id", reading.cursor.encode())] if reading.cursor is not None else []
         with contextlib.suppress(ConnectionLost):
             stream = await self.http.stream(
                 node.process, node.hub, "GET", path, query="sdk=sim", headers=headers, patience_s=RESPONSE_S

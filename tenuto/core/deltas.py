@@ -48,7 +48,7 @@ class Sent(NamedTuple):
 
     lengths: Sequence[int] = ()
     is_finished: bool = False
-    attempts: int = 0  # number of superseded attempts among the parts
+    attempts: int = 0  # number of superseded attempts among the parts; -1: the message may lack text that was sent
 
 
 class MessageOpened(Struct, frozen=True):
@@ -153,11 +153,11 @@ class MessageProgress:
         """Return the deltas that bring the reader to `message`."""
         sent_parts, attempts = len(self._lengths), _attempts_in(message)
         deltas: list[Delta] = []
-        if not sent_parts:
+        if not sent_parts and self._attempts >= 0:
             deltas.append(MessageOpened(replace(message, parts=[])))
             self._attempts = attempts
             is_whole = attempts > 0  # as to a reader that was there when an attempt was superseded
-        else:  # fewer parts than the reader was sent, or other ones: parts were removed meanwhile
+        else:  # fewer parts than the reader was sent, or other ones: parts were removed or lost meanwhile
             is_whole = sent_parts > len(message.parts) or attempts != self._attempts
         if is_whole:
             deltas.append(self._replace(message))

@@ -179,12 +179,11 @@ _EVENTS = {"text": b"answer", "reasoning": b"thinking"}
 
 
 def texts_left(deltas: Sequence[Delta]) -> dict[str, str] | None:
-    """Return the texts that count after `deltas`, by part type; None unless an attempt was superseded meanwhile.
+    """Return the texts that count after `deltas`, by part type; None unless sent text was superseded or lost meanwhile.
 
     A reader that only appends text must begin anew with them.
     """
-    for number in range(len(deltas) - 1, -1, -1):
-        delta = deltas[number]
+    for number, delta in reversed([*enumerate(deltas)]):
         if isinstance(delta, MessageReplaced) and delta.is_superseded:
             texts = dict.fromkeys(_EVENTS, "")
             for _, kind, _, text in added_texts(deltas[number:]):
@@ -341,11 +340,13 @@ class MessageStream(DeltaStream):
 def resume_point(since: Cursor | None, message: Message, cursor: str) -> Sent:
     """Return the text that a reader with the cursor `since` was already sent of `message`, which was read at `cursor`.
 
-    A cursor of another message or epoch, or above the head of the log, is treated as none.
+    A cursor of another message is treated as none. With one of another epoch, or above the head of the log, the reader
+    has text that may be lost.
     """
     head = parse_cursor(cursor)
-    is_known = since is not None and head is not None and since.epoch == head.epoch and since.serial <= head.serial
-    return sent_by(since if is_known else None, message)
+    if since is None or (head is not None and since.epoch == head.epoch and since.serial <= head.serial):
+        return sent_by(since, message)
+    return Sent(attempts=-1) if any(sent_by(since).lengths) else Sent()
 
 
 async def message_events(
@@ -371,11 +372,10 @@ async def _message_stream(
     credentials = await admit_stream(hub, scope, query, channel, BY_NAME["message_events"])
     flush_ms = query.whole("flush_ms", 0, 1000)
     ping_s = query.whole("ping_s", 2, HEARTBEAT_S)
-    since = since_of(scope, query)
     async with hub.viewing.reading():
         message, cursor = await hub.read(channel, check_id(message_id))
     credentials.charge(message_bytes([message]))
-    sent = resume_point(since, message, cursor)
+    sent = resume_point(since_of(scope, query), message, cursor)
     if sent.is_finished and message.status != "streaming":
         # 204 stops an EventSource that reconnects after `done` for good
         await send_head(app, scope, send, 204, [(b"cache-control", b"no-store")])
