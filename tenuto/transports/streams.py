@@ -41,7 +41,7 @@ from tenuto.core.names import check_id
 from tenuto.core.state import MessageState
 from tenuto.hub.access.identity import Scope
 from tenuto.hub.access.tickets import split_seal
-from tenuto.hub.channel import EncodedBatch
+from tenuto.hub.channel import EncodedBatch, Feed
 from tenuto.hub.turns.status import read_turn
 from tenuto.transports.access import Credentials, admit_stream, message_bytes, turn_bytes
 from tenuto.transports.codec import Query
@@ -276,6 +276,20 @@ class DeltaStream(EventStream):
         if first is not None:
             first()
 
+    @property
+    def is_ready(self) -> bool:
+        """Return whether deltas can be sent now."""
+        return not (self.sender.is_over or self.sender.is_busy or self._catching_up is not None)
+
+    def look(self, send_news: Callable[[Feed], object]) -> None:
+        """Call `send_news` for what has changed without an event, such as the claim of a turn and its end."""
+        feed = self.feed
+        if self.is_ready and feed is not None and not feed.is_behind:  # else the state is ahead of the sent entries
+            try:
+                send_news(feed)
+            except Exception:
+                self._fail()
+
     def write(self, body: bytes, *, is_last: bool) -> None:
         """Write `body`. With `is_last` the response is complete, as that of no other stream is."""
         if is_last:
@@ -288,7 +302,7 @@ class DeltaStream(EventStream):
 class MessageStream(DeltaStream):
     """One reader's stream of one message. `attach` comes before `run`."""
 
-    __slots__ = ("_created", "_framer", "_progress")
+    __slots__ = ("_created", "_framer", "_progress", "_reply_to")
 
     def __init__(
         self,
@@ -307,7 +321,7 @@ class MessageStream(DeltaStream):
         """Serve one reader. Its cursors carry `name` (from `hub.tickets.name`) if given, else a ticket's seal."""
         super().__init__(app, send, credentials, is_own_client=is_own_client, ping_s=ping_s, sender_class=sender_class)
         self._seal = name or self._seal
-        self._created = message.created
+        self._created, self._reply_to = message.created, message.reply_to or ""
         self._progress = MessageProgress(message.id, sent)
         self._framer = framer
         self._first = None
@@ -315,11 +329,17 @@ class MessageStream(DeltaStream):
     async def attach(self, channel: str, message: Message, cursor: str, *, flush_ms: int | None = None) -> None:
         """Prepare to send `message`, whose state is that at `cursor`.
 
-        Follow the channel from there unless it has ended.
+        Follow the channel from there unless it has ended for good.
         """
         self._first = partial(self._send_deltas, self._progress.begin(message), cursor)
-        if self._progress.status is None:
+        if self._progress.status in (None, "interrupted"):
             await self.follow(channel, cursor, flush_ms=flush_ms)
+
+    def wake(self) -> None:
+        """Send what is new, also the end of an interrupted message once its turn is over."""
+        super().wake()
+        if self._progress.status is not None:
+            self.look(lambda feed: self._send_deltas((), str(feed.cursor)))
 
     def write_batch(self, batch: EncodedBatch) -> None:
         """Send the changes that the batch makes to this message. Ephemeral batches, which have no cursor, make none."""
@@ -327,12 +347,15 @@ class MessageStream(DeltaStream):
             self._send_deltas(self._progress.receive(batch.events), batch.cursor)
 
     def _send_deltas(self, deltas: Sequence[Delta], cursor: str) -> None:
-        """Write `deltas`. The end of the message completes the response."""
+        """Write `deltas`. The end of the message completes the response, unless another attempt may continue it."""
         progress = self._progress
         if progress.is_broken:  # events are missing, so the reader has to connect again
             self.sender.end()
             return
         status = progress.status
+        if status == "interrupted" and self.feed is not None:
+            asked = self.feed.channel.state.messages.get(self._reply_to)
+            status = None if asked is not None and asked.claim is not None and asked.claim.is_open else status
         body = self._framer.frame(deltas, status, Position(cursor, self._seal, self._created, progress.sent()))
         self.write(body, is_last=status is not None)
 
@@ -449,17 +472,11 @@ class TurnStream(DeltaStream):
             self.wake()
 
     def wake(self) -> None:
-        """Send what is new. A turn's claim and its end make no event, so the state of the turn is read each time."""
-        if self._first and not (self.sender.is_over or self.sender.is_busy or self._catching_up is not None):
+        """Send what is new."""
+        if self._first and self.is_ready:
             self.send_first()
         super().wake()
-        feed = self.feed
-        is_ready = not (self.sender.is_over or self.sender.is_busy or self._catching_up is not None)
-        if is_ready and feed is not None and not feed.is_behind:  # else the state is ahead of the sent entries
-            try:
-                self._send_deltas(self._progress.receive((), self._message()))
-            except Exception:
-                self._fail()
+        self.look(lambda _: self._send_deltas(self._progress.receive((), self._message())))
 
     def write_batch(self, batch: EncodedBatch) -> None:
         """Send the changes that the batch makes to this turn, whose state is as new: the feed has taken all entries."""

@@ -42,9 +42,7 @@ NAMELESS = Caller()
 PERSON = Caller(id="eve", may_write=False)  # a caller that may not write answers
 SERVER = Caller(id="ann", is_server=True)
 APP = Caller(id="app", writer=WriterIdentity(by="app", node="here"), is_app=True)
-AGENT = Caller(
-    id="agent", writer=WriterIdentity(by="agent", node="here"), is_server=True
-)  # the hub itself, which claims turns
+AGENT = Caller(id="agent", writer=WriterIdentity(by="agent", node="here"), is_server=True)  # the hub, for its turns
 
 
 def nested(depth: int) -> list[Any]:

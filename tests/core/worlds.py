@@ -124,9 +124,7 @@ class World:
     """One channel and its history."""
 
     state: ChannelState = field(default_factory=lambda: ChannelState("c"))
-    truth: ChannelState = field(
-        default_factory=lambda: ChannelState("c")
-    )  # the fold of the log, independent of the state under test
+    truth: ChannelState = field(default_factory=lambda: ChannelState("c"))  # another fold of the log, to compare with
     log: list[Entry] = field(default_factory=list)
     had: dict[tuple[str, int], list[str]] = field(default_factory=dict)  # every text a part had, in order
     now_ms: int = 0

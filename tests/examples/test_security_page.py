@@ -73,10 +73,6 @@ def inside_wrap(hub: Hub) -> Any:
     return hub.wrap(app, "/tenuto")
 
 
-def around_wrap(hub: Hub) -> Any:
-    return Guard(hub.wrap(Starlette(), "/tenuto"))
-
-
 @pytest.mark.parametrize(
     ("make", "covers_requests", "covers_sockets"),
     [
@@ -84,7 +80,7 @@ def around_wrap(hub: Hub) -> Any:
         (with_middleware(BaseHTTPMiddleware, dispatch=refuse), True, False),
         (with_middleware(Guard), True, True),
         (inside_wrap, False, False),
-        (around_wrap, True, True),
+        (lambda hub: Guard(hub.wrap(Starlette(), "/tenuto")), True, True),
     ],
 )
 def test_the_parts_of_another_app_cover_the_hub_as_the_table_states(

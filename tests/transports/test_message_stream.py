@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from msgspec import convert
@@ -14,6 +15,7 @@ from tenuto.core.events import parse_cursor
 from tenuto.core.model import Message
 from tenuto.transports.streams import NamedEvents, OwnFrames, PlainData, Position, sent_by, sent_field
 from tests.transports.conftest import Served
+from tests.transports.lines import LiveLine
 from tests.transports.watching import Stream, write
 
 EVENTS = "/v1/channels/c/messages/m1/events"
@@ -68,9 +70,31 @@ async def test_cut_between_two_events_of_one_write_doubles_neither(served: Serve
     for number, event in enumerate(first.events):
         rest = await whole(served, Last_Event_ID=str(event.id))
         assert [one.data for one in rest.events] == [one.data for one in first.events[number + 1 :]]
-    # after a failover, or a restore, the text that the reader has may be no part of the message any more
-    lost = await whole(served, Last_Event_ID=f"other{first.events[0].id}")
+    lost = await whole(served, Last_Event_ID=f"other{first.events[0].id}")  # after a failover
     assert [(one.event, one.data) for one in lost.events[:1]] == [("reset", b'{"answer":"yes!","thinking":"hm"}')]
+
+
+@pytest.mark.parametrize("is_continued", [True, False])
+async def test_interrupted_answer_is_done_when_no_attempt_can_continue_it(served: Served, is_continued: bool) -> None:
+    agent, turn, answer = LiveLine(served.hub, "bot"), {"channel": "c", "message": "q1"}, {"channel": "c", "id": "m1"}
+    await agent.ask("work", pattern="c", slots=1)
+    await served.hub.create("c", id="q1", text="Well?")
+    await agent.turn()
+    await agent.ask("create", **answer, role="assistant", status="streaming", reply_to="q1", text="Half an ")
+    first = await Stream.open(served, f"{EVENTS}?flush_ms=0")
+    await first.until(lambda: added_up(first) == "Half an ")
+    await agent.ask("turn.done", **turn, generation=1, state="handed_over")
+    assert (await agent.turn())["generation"] == 2
+    second = await Stream.open(served, EVENTS)  # between two attempts
+    if is_continued:
+        await agent.ask("takeover", **answer)
+        await agent.ask("append", **answer, generation=2, text="answer")
+        await agent.ask("finish", **answer, generation=2)
+    await agent.ask("turn.done", **turn, generation=2)
+    text, status = ("Half an answer", "complete") if is_continued else ("Half an ", "interrupted")
+    for stream in (first, second):
+        assert await stream.until_over() is True
+        assert (added_up(stream), json.loads(stream.events[-1].data)) == (text, {"status": status})
 
 
 async def test_superseded_attempt_is_reset_once_for_each_reader(served: Served) -> None:

@@ -76,9 +76,7 @@ async def test_unread_bytes_of_an_ended_stream_are_freed(
             await served.hub.create("c", text="x" * 1_000_000)
             await asyncio.sleep(0)
         one.sender.end()
-        await served.until(
-            lambda: not connection.transport.get_write_buffer_size()
-        )  # although the peer has not read it
+        await served.until(lambda: not connection.transport.get_write_buffer_size())  # the peer has not read it
 
 
 async def test_heartbeat_is_an_event_with_ping_s(served: Served) -> None:
