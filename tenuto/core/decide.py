@@ -104,8 +104,10 @@ from tenuto.core.turns import (
     APPROVE,
     MOST_SPARED,
     QUESTION_MARK,
+    STEER,
     STEP,
     STEP_MARK,
+    UNREAD,
     WITHDRAWN,
     Replier,
     earlier_attempt,
@@ -1057,18 +1059,17 @@ def _released(
 
 
 def _withdrawn(state: Draft, message: MessageState, now_ms: int) -> list[Reply]:
-    """Return the replies to the open questions of the turn of `message`, which ends: no attempt waits for others."""
-    questions = [one for one in state.open_commands() if command_id(one.id).startswith(QUESTION_MARK)]
-    if not questions or message.claim is None or not message.claim.is_open:
+    """Return the replies to the open questions and steers of the turn of `message`, which ends."""
+    asked = [one for one in state.open_commands() if command_id(one.id).startswith(QUESTION_MARK)]
+    steers = [one for one in state.open_commands() if one.sent.name == STEER.name]
+    if not (asked or steers) or message.claim is None or not message.claim.is_open:
         return []
     # answers of earlier attempts may not be in memory, and those in memory may have other ids
     targets = {message.id, *reply_ids(message.id, message.claim.generation)}
     targets.update(one.id for one in state.messages() if one.reply_to == message.id)
-    return [
-        Reply(id=one.id, ok=False, error=WITHDRAWN, by=one.sent.by, at_ms=now_ms)
-        for one in questions
-        if one.sent.target in targets
-    ]
+    left = [(one, WITHDRAWN, one.sent.by) for one in asked] + [(one, UNREAD, None) for one in steers]
+    replies = [Reply(id=one.id, ok=False, error=error, by=by) for one, error, by in left if one.sent.target in targets]
+    return [replace(one, at_ms=now_ms) for one in replies]
 
 
 # -- owners: who writes a message and until when, and who has a turn ---------------------------------------------

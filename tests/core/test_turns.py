@@ -19,7 +19,7 @@ from tenuto.core.names import command_id
 from tenuto.core.ops import WriterIdentity
 from tenuto.core.requests import AppendText, Caller, ClaimTurn, CreateMessage, EndTurn, FinishMessage, RenewLease, needs
 from tenuto.core.state import ClaimState
-from tenuto.core.turns import WITHDRAWN, question_id, reply_id
+from tenuto.core.turns import UNREAD, WITHDRAWN, question_id, reply_id
 from tests.core.harness import AGENT, ANN, APP, SERVER, LogHarness
 
 REMOTE = Caller(id="agent", is_server=True)  # the hub acts for a worker in another process
@@ -279,7 +279,7 @@ OVER = ("done", "cancelled")  # those with which a message that was taken in end
 
 
 @pytest.mark.parametrize("end", ENDS)
-def test_questions_of_a_turn_are_withdrawn_by_the_commit_that_ends_it_and_no_other_commands(
+def test_questions_and_steers_of_a_turn_are_withdrawn_by_the_commit_that_ends_it_and_no_other_commands(
     served: LogHarness, end: str
 ) -> None:
     served.claim("q")
@@ -287,17 +287,20 @@ def test_questions_of_a_turn_are_withdrawn_by_the_commit_that_ends_it_and_no_oth
     served.stream("spare", "And may I?", reply_to="q", parent=answer, caller=AGENT)
     asked = [ask_question(served, target) for target in ("q", answer, "spare")]
     served.command("of-a-client", "translate", target=answer)
+    served.command("shorter", "steer", target="spare")
     served.create("another", text="question")
     served.claim("another")
     others = question_id("c", "another", 1, "")
     served.command(others, "approve", target="another", generation=1, caller=APP)
+    served.command("for-another", "steer", target="another")
     served.interrupt(answer)
     served.interrupt("spare")
     del served.state.messages[answer]  # it has left memory
     ENDS[end](served)
-    replies = [served.known_command(one).reply for one in asked]
-    assert [one and (one.ok, one.error, one.by) for one in replies] == [(False, WITHDRAWN, "app")] * 3
-    assert [command_id(one.id) for one in served.state.pending_commands()] == ["of-a-client", others]
+    replies = [served.known_command(one).reply for one in (*asked, "shorter")]
+    withdrawn = [(False, WITHDRAWN, "app")] * 3
+    assert [one and (one.ok, one.error, one.by) for one in replies] == [*withdrawn, (False, UNREAD, None)]
+    assert [command_id(one.id) for one in served.state.pending_commands()] == ["of-a-client", others, "for-another"]
     assert not claim_of(served).is_open
 
 
