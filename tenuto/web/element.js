@@ -146,10 +146,6 @@ export class TenutoChat extends Base {
     return { ...this.#strings, ...this.strings }
   }
 
-  get isFloating() {
-    return this.launcher
-  }
-
   get isOpen() {
     return !this.launcher || this.open
   }
@@ -223,7 +219,7 @@ export class TenutoChat extends Base {
 
   /** The URL of the hub: the attribute `url`, or the hub that serves this module. */
   get #address() {
-    return new URL(this.url || new URL("..", import.meta.url), document.baseURI).href.replace(/\/+$/, "")
+    return new URL(this.url || "..", this.url ? document.baseURI : import.meta.url).href.replace(/\/+$/, "")
   }
 
   /** Show a sentence for people in place of the chat, or remove it. @param {string} words */
@@ -261,7 +257,7 @@ export class TenutoChat extends Base {
       button.addEventListener("click", () => (this.isOpen ? this.hide() : this.show()))
       root.append(button)
     }
-    button.setAttribute("aria-expanded", String(this.isOpen))
+    button.setAttribute("aria-expanded", `${this.isOpen}`)
     button.setAttribute("aria-label", this.words.open)
   }
 

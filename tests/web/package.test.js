@@ -59,6 +59,8 @@ test("each export has a module, its types, and a source map with the sources", (
     assert.ok(readFileSync(join(built, types), "utf8").includes("export"))
     assert.ok(readFileSync(join(built, module), "utf8").includes(`sourceMappingURL=${module.slice(2)}.map`))
   }
+  const modules = Object.entries(filesOf(built)).filter(([name]) => name.endsWith(".js"))
+  assert.deepEqual(modules.filter(([, code]) => /new URL\(["'`][^"'`]*["'`],\s*import\.meta\.url/.test(code)), [], "a bundler takes this for a file to copy")
   assert.ok(JSON.parse(filesOf(built)["client.js.map"]).sourcesContent.some((/** @type {string} */ one) => one.includes("export class Client")))
 })
 
