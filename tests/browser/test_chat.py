@@ -527,15 +527,17 @@ async def test_people_agents_and_signals_are_named_in_one_line_each(browser: Bro
         await here.page.get_by_text("Waiting").first.wait_for(state="hidden")  # its answer has begun
 
 
-async def test_steering_is_named_until_the_answer_ends_although_its_agent_never_looks(browser: Browser) -> None:
+async def test_steer_that_the_agent_did_not_read_comes_back_when_the_answer_ends(browser: Browser) -> None:
     async with mounted(browser, client="ada") as here:
         await here.ask("Begin")
         await here.answer("one")
         await here.page.get_by_role("button", name="Steer this answer").click()
         await here.ask("Shorter")
         await expect(here.page.locator(".status")).to_have_text("Steering…")
+        await here.page.fill("textarea", "Next thought")
         await here.end()
-        await expect(here.page.locator(".status")).to_be_hidden()
+        await expect(here.page.locator(".status")).to_have_text("Too late to steer.")
+        await expect(here.page.locator("textarea")).to_have_value("Shorter\nNext thought")
 
 
 async def test_sent_question_stands_at_the_top_and_the_view_follows_only_at_the_end(browser: Browser) -> None:

@@ -6,6 +6,8 @@ const MAX_LINES = 8
 const SEND = "M12 19V5M6 11l6-6 6 6"
 
 export class Composer {
+  #sent = "" // all texts that this page has sent
+
   /** @param {import("./panel.js").Panel} panel */
   constructor(panel) {
     const { words } = panel
@@ -64,8 +66,8 @@ export class Composer {
   choose(isSteering) {
     const { host, words } = this.panel
     this.isSteering = isSteering
-    this.next.setAttribute("aria-pressed", String(!isSteering))
-    this.steer.setAttribute("aria-pressed", String(isSteering))
+    this.next.setAttribute("aria-pressed", `${!isSteering}`)
+    this.steer.setAttribute("aria-pressed", `${isSteering}`)
     const running = isSteering ? words.placeholderSteering : words.placeholderRunning
     const placeholder = this.isRunning ? running : host.getAttribute("placeholder") ?? words.placeholder
     if (this.input.placeholder === placeholder) return
@@ -97,16 +99,18 @@ export class Composer {
     if (this.send.disabled) return
     const sent = panel.send(text, this.isSteering)
     if (!sent) return // the app has prevented the sending; the text stays in the field
+    this.#sent += text
     input.value = ""
     this.changed()
     input.focus()
     void sent.then((isKept) => isKept || this.restore(text))
   }
 
-  /** Put a text back into the field, because it could not be sent and no message shows it. @param {string} text */
+  /** Put a text back into the field, because it could not be sent and no message shows it; also before another one, in the page that has sent it. @param {string} text */
   restore(text) {
-    if (this.input.value) return
-    this.input.value = text
+    const { input } = this
+    if (input.value && !this.#sent.includes(text)) return
+    input.value = `${text}\n${input.value}`.trim()
     this.changed()
   }
 }

@@ -126,8 +126,7 @@ export class Panel {
     const heading = host.getAttribute("heading") ?? this.words.heading
     const wasOpen = !node.hidden
     node.hidden = !host.isOpen
-    node.classList.toggle("floating", host.isFloating)
-    if (host.isFloating) {
+    if (node.classList.toggle("floating", host.launcher)) {
       node.setAttribute("role", "dialog")
       node.setAttribute("aria-label", heading)
     }
@@ -135,7 +134,7 @@ export class Panel {
     if (this.#shownState) this.schedule()
     else this.draw(FIRST_MS)
     if (wasOpen === host.isOpen) return
-    if (host.isFloating) {
+    if (host.launcher) {
       if (host.isOpen) this.#resting().focus()
       else /** @type {HTMLElement | null} */ (node.parentNode?.querySelector(".launcher"))?.focus()
       this.emit(host.isOpen ? "open" : "close", {})
@@ -182,7 +181,7 @@ export class Panel {
   #keepSeen() {
     const { host, scroller, channel } = this
     const { streaming, messages, state } = channel.getSnapshot()
-    if (!host.isFloating || state === "closed") return
+    if (!host.launcher || state === "closed") return
     const isDue = scroller.unread > 0 || streaming.length > 0 || messages.at(-1)?.role === "user"
     host.keep({ seen: isDue ? scroller.seen : undefined })
   }
@@ -341,7 +340,7 @@ export class Panel {
 
   #escape() {
     if (!this.composer.stop.hidden) this.stop()
-    else if (this.host.isFloating) this.host.hide()
+    else if (this.host.launcher) this.host.hide()
   }
 
   /** @param {MouseEvent} event */
