@@ -53,3 +53,9 @@ test("a refusal is no reason to ask again if the page has sent no token, or that
     assert.equal(requests.length, 1)
   }
 })
+
+test("a server that knows no visitors is named, also one of files without POST, and only a broken one is asked again", async () => {
+  const sent = (/** @type {number} */ status) => visitOf({ base: HUB, token: { get: () => undefined }, fetch: async () => new Response("no", { status }) }, "", undefined)
+  for (const status of [404, 405, 501]) await assert.rejects(sent(status), { code: "not_tenuto", message: new RegExp(`sent status ${status}`) })
+  for (const status of [500, 502, 503]) await assert.rejects(sent(status), { name: "Error", message: `${HUB} sent status ${status}: read its log` })
+})

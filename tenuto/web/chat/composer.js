@@ -47,7 +47,7 @@ export class Composer {
     }
     const isShut = Boolean(error) || (you !== null && !you.can.includes("publish")) // True: read-only, but a draft stays so that the person can copy it
     const wasHidden = node.hidden
-    node.hidden = host.hasAttribute("readonly") || (isShut && !input.value)
+    node.hidden = host.readonly || (isShut && !input.value)
     this.note.hidden = Boolean(error) || !(isShut || node.hidden)
     input.readOnly = isShut
     this.isRunning = isRunning

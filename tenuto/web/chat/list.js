@@ -49,7 +49,7 @@ export class MessageList {
   draw({ messages, all, streaming, commands, you, error, state }, most_ms) {
     this.#deadline = performance.now() + most_ms
     if (commands !== this.commands) this.#sort(commands)
-    const rights = [you?.id, you?.can, this.panel.host.hasAttribute("readonly"), all.length, streaming.length, error?.code].join()
+    const rights = [you?.id, you?.can, this.panel.host.readonly, all.length, streaming.length, error?.code].join()
     if (rights !== this.#rights) this.round++
     this.#rights = rights
     this.panel.scroller.log.classList.toggle("mute", !this.panel.may("command")) // hides the buttons of approvals

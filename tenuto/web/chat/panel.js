@@ -193,7 +193,7 @@ export class Panel {
 
   /** Return whether this person may do something here. @param {string} capability */
   may(capability) {
-    return !this.host.hasAttribute("readonly") && this.channel.getSnapshot().you?.can.includes(capability) === true
+    return !this.host.readonly && this.channel.getSnapshot().you?.can.includes(capability) === true
   }
 
   // -- drawing

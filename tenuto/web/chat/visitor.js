@@ -93,9 +93,10 @@ async function request(hub, key, query) {
     delete localStorage[key] // of another hub at this address, or with an older key
     return request(hub, key, query)
   }
-  if (response.status >= 500 && !body.code) throw Error(`${hub.base} sent status ${response.status}: read its log`)
   if (response.status === 404 && body.code) throw refusal("no_visitors", `${hub.base} has no visitors: ${REMEDY}`)
   if (body.code) throw Object.assign(Error(body.detail), { code: String(body.code), problem: body })
+  const isDown = response.status >= 500 && response.status !== 501 // 501: a server of files has no POST
+  if (isDown) throw Error(`${hub.base} sent status ${response.status}: read its log`)
   throw refusal("not_tenuto", `${hub.base} sent status ${response.status}, but not as a Tenuto server: correct its address`)
 }
 
