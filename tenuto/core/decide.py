@@ -1068,8 +1068,11 @@ def _withdrawn(state: Draft, message: MessageState, now_ms: int) -> list[Reply]:
     targets = {message.id, *reply_ids(message.id, message.claim.generation)}
     targets.update(one.id for one in state.messages() if one.reply_to == message.id)
     left = [(one, WITHDRAWN, one.sent.by) for one in asked] + [(one, UNREAD, None) for one in steers]
-    replies = [Reply(id=one.id, ok=False, error=error, by=by) for one, error, by in left if one.sent.target in targets]
-    return [replace(one, at_ms=now_ms) for one in replies]
+    return [
+        Reply(id=one.id, ok=False, error=error, by=by, at_ms=now_ms)
+        for one, error, by in left
+        if one.sent.target in targets
+    ]
 
 
 # -- owners: who writes a message and until when, and who has a turn ---------------------------------------------
