@@ -71,6 +71,7 @@ export function useChannel(name, options) {
   const use = typeof name === "string" ? useOf(provided(client), name, options) : null
   /** @type {Channel<Meta, Data>} */
   const channel = use?.channel ?? /** @type {Channel<Meta, Data>} */ (name)
+  if (!channel) throw new Error(`a hook needs a channel, or the name of one, got ${name}`)
   // Render again when the channel closes, or has closed while the effects of the component were unmounted (`Activity`).
   useSyncExternalStore(channel.subscribe, () => channel.state === "closed", () => false)
   useEffect(() => {
