@@ -298,8 +298,7 @@ def test_questions_and_steers_of_a_turn_are_withdrawn_by_the_commit_that_ends_it
     del served.state.messages[answer]  # it has left memory
     ENDS[end](served)
     replies = [served.known_command(one).reply for one in (*asked, "shorter")]
-    withdrawn = [(False, WITHDRAWN, "app")] * 3
-    assert [one and (one.ok, one.error, one.by) for one in replies] == [*withdrawn, (False, UNREAD, None)]
+    assert [r and (r.ok, r.error, r.by) for r in replies] == [(False, WITHDRAWN, "app")] * 3 + [(False, UNREAD, None)]
     assert [command_id(one.id) for one in served.state.pending_commands()] == ["of-a-client", others, "for-another"]
     assert not claim_of(served).is_open
 
