@@ -92,18 +92,23 @@ async def test_a_floating_chat_on_a_touch_screen_opens_without_the_keyboard(brow
         await expect(page.locator(".send")).to_be_in_viewport(ratio=1)  # also in a low window
 
 
-async def test_an_editor_gives_the_focus_back(browser: Browser) -> None:
-    async with scene(browser) as here:
+async def test_an_editor_gives_the_focus_back_and_escape_closes_no_dialog_around_the_chat(browser: Browser) -> None:
+    async with scene(browser, '<dialog><tenuto-chat channel="chat:1"></tenuto-chat></dialog>') as here:
+        await here.page.evaluate("document.querySelector('dialog').showModal()")
         await here.ask("First version")
-        here.pieces.put_nowait(None)
-        await here.page.locator(".assistant[data-status=complete]").wait_for()
+        await here.page.locator(".stop").wait_for()
+        await here.page.keyboard.press("Escape")  # stops the answer
+        await here.page.locator(".assistant[data-status=cancelled]").wait_for()
+        assert await here.page.locator(".panel").evaluate("it => it.clientWidth") == 300  # the dialog has no width
         await here.page.evaluate(_FOCUSED)
         await _tab_until(here.page, "Edit", key="Shift+Tab")
-        await here.page.keyboard.press("Enter")
-        await here.page.wait_for_function("() => focused().tag === 'textarea'")
-        await _tab_until(here.page, "Cancel")
-        await here.page.keyboard.press("Enter")
-        await here.page.wait_for_function("() => focused().name === 'Edit'")
+        for key in ("Enter", "Escape"):
+            await here.page.keyboard.press("Enter")
+            await here.page.wait_for_function("() => focused().tag === 'textarea'")
+            if key == "Enter":
+                await _tab_until(here.page, "Cancel")
+            await here.page.keyboard.press(key)
+            await here.page.wait_for_function("() => focused().name === 'Edit'")
 
 
 async def test_one_live_region_speaks_a_finished_answer_once_and_no_piece_of_it(browser: Browser) -> None:

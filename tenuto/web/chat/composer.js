@@ -108,9 +108,8 @@ export class Composer {
 
   /** Put a text back into the field, because it could not be sent and no message shows it; also before another one, in the page that has sent it. @param {string} text */
   restore(text) {
-    const { input } = this
-    if (input.value && !this.#sent.includes(text)) return
-    input.value = `${text}\n${input.value}`.trim()
+    if (this.input.value && !this.#sent.includes(text)) return
+    this.input.value = `${text}\n${this.input.value}`.trim()
     this.changed()
   }
 }

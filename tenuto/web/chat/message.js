@@ -211,7 +211,8 @@ export class MessageView {
         event.preventDefault()
         save()
       } else if (event.key === "Escape" && !event.isComposing) {
-        event.stopPropagation() // otherwise Escape would also stop the answer
+        event.preventDefault() // otherwise Escape would also close a dialog around the chat, and stop the answer
+        event.stopPropagation()
         end()
       }
     })

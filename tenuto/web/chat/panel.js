@@ -114,9 +114,7 @@ export class Panel {
     const footer = element("slot", { name: "footer" })
     const node = element("section", { part: "panel" }, header, log, jump, this.line.node, this.composer.node, this.composer.note, footer, this.voice.node)
     log.addEventListener("click", (event) => this.#clicked(event))
-    node.addEventListener("keydown", (event) => {
-      if (event.key === "Escape" && !event.isComposing) this.#escape()
-    })
+    node.addEventListener("keydown", (event) => this.#escape(event))
     return node
   }
 
@@ -233,7 +231,7 @@ export class Panel {
     this.#count = isCounting ? setTimeout(() => this.schedule(), COUNT_MS) : undefined
     if (error?.code === "forbidden" && this.visit) this.host.revisit()
     nodes.fresh.hidden = !this.visit?.channel
-    nodes.fresh.toggleAttribute("disabled", !messages.length)
+    nodes.fresh.disabled = !messages.length
     setText(line.node, words)
     line.node.classList.toggle("mistake", Boolean(status.error))
     line.node.hidden = !words
@@ -338,9 +336,13 @@ export class Panel {
     this.channel.cancel().catch((/** @type {unknown} */ error) => this.failed(error, true))
   }
 
-  #escape() {
-    if (!this.composer.stop.hidden) this.stop()
-    else if (this.host.launcher) this.host.hide()
+  /** @param {KeyboardEvent} event */
+  #escape(event) {
+    const isOver = this.composer.stop.hidden
+    if (event.key !== "Escape" || event.isComposing || (isOver && !this.host.launcher)) return
+    event.preventDefault() // otherwise it would also close a dialog around the chat
+    if (isOver) this.host.hide()
+    else this.stop()
   }
 
   /** @param {MouseEvent} event */

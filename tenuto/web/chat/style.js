@@ -40,7 +40,7 @@ svg{width:1.25em;height:1.25em;fill:none;stroke:currentColor;stroke-width:2;stro
 // Transparent borders are visible where the system forces its own colours.
 export const PANEL_STYLE = `
 :host{--radius:var(--tenuto-radius,16px);--tint:color-mix(in srgb,var(--accent) 13%,var(--surface));--code:#14191a;--warm:#fdf7ea;--warm-line:#dcc07c}
-.panel{position:relative;container-type:inline-size;display:flex;flex-direction:column;width:100%;max-width:var(--tenuto-width,none);height:100%;min-height:300px;margin:0 auto;background:var(--bg);text-align:start;text-transform:none;letter-spacing:0;white-space:normal}
+.panel{position:relative;container-type:inline-size;display:flex;flex-direction:column;width:100%;max-width:var(--tenuto-width,none);height:100%;min-height:300px;contain-intrinsic-width:300px;margin:0 auto;background:var(--bg);text-align:start;text-transform:none;letter-spacing:0;white-space:normal}
 .panel.floating{position:absolute;min-height:0;bottom:72px;inset-inline-end:0;width:min(var(--tenuto-width,400px),calc(100vw - 24px));height:min(var(--tenuto-height,620px),calc(100vh - 110px));border:1px solid var(--border);border-radius:var(--radius);overflow:auto;box-shadow:0 6px 20px #0004}
 .panel>header{display:flex;align-items:center;gap:10px;padding:12px 16px;border-bottom:1px solid var(--border);background:var(--surface)}
 .names{flex:1;min-width:0;overflow-wrap:anywhere}
