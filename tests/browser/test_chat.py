@@ -530,7 +530,6 @@ async def test_people_agents_and_signals_are_named_in_one_line_each(browser: Bro
 async def test_steer_that_the_agent_did_not_read_comes_back_when_the_answer_ends(browser: Browser) -> None:
     async with mounted(browser, client="ada") as here:
         await here.ask("Begin")
-        await here.answer("one")
         await here.page.get_by_role("button", name="Steer this answer").click()
         await here.ask("Shorter")
         await expect(here.page.locator(".status")).to_have_text("Steering…")
