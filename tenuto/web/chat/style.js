@@ -20,7 +20,7 @@ const DARK = `--bg:var(--tenuto-bg,#14191a);--surface:var(--tenuto-surface,#1d24
 export const LAUNCHER_STYLE = `
 :host{--accent:var(--tenuto-accent,#0e6b58);--on-accent:var(--tenuto-on-accent,#fff);--bg:var(--tenuto-bg,#fafaf8);--surface:var(--tenuto-surface,#fff);--text:var(--tenuto-text,#1b2322);--muted:var(--tenuto-muted,#5d6866);--border:var(--tenuto-border,#dcdfdb);--danger:#a8261d;display:block;color:var(--text);font:medium/1.5 var(--tenuto-font,system-ui,sans-serif);color-scheme:light;
 }
-:host(:not([launcher])){height:var(--tenuto-height,min(640px,100vh))}
+:host(:not([launcher])){height:var(--tenuto-height,min(640px,100vh));min-width:0}
 :host([launcher]){position:fixed;z-index:2147483000;bottom:20px;inset-inline-end:20px;width:auto!important;height:auto!important;min-width:0!important;min-height:0!important;max-height:none!important}
 :host([theme="dark"]){${DARK}}
 @media (prefers-color-scheme:dark){:host(:not([theme="light"])){${DARK}}}

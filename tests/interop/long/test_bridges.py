@@ -179,32 +179,30 @@ async def pydantic_ai(program: Any) -> dict[str, Any]:
         return {"answers": await answers_of(program), "calls": calls()}
 
 
-def die_at_the_end(program: Any) -> None:
-    """Let the process die when the workflow has ended, and the answer not yet."""
-    end = program.MessageWriter.__aexit__
-
-    async def ended(*arguments: Any) -> Any:
-        os._exit(DIED) if is_first("died") else None
-        return await end(*arguments)
-
-    program.MessageWriter.__aexit__ = ended
-
-
-async def dbos(program: Any, *, dies: str | None) -> dict[str, Any]:
-    """Write each token into the message and into a stream of DBOS."""
+def break_model(program: Any, dies: str | None, said: Callable[[str], Awaitable[None]]) -> None:
+    """Let the model break once, or the process die in it or when the workflow has ended, and the answer not yet."""
 
     async def model(question: str) -> Any:
         for word in ("Hello ", "world "):
-            await program.DBOS.write_stream_async("tokens", word)
+            await said(word)
             yield word
             if dies != "end" and is_first("broken"):
                 await asyncio.sleep(0.2)  # the text is stored
                 os._exit(DIED) if dies == "model" else None
                 raise ConnectionError("the model broke")
 
-    program.model = model
-    if dies == "end":
-        die_at_the_end(program)
+    end = program.MessageWriter.__aexit__
+
+    async def ended(*arguments: Any) -> Any:
+        os._exit(DIED) if dies == "end" and is_first("died") else None
+        return await end(*arguments)
+
+    program.model, program.MessageWriter.__aexit__ = model, ended
+
+
+async def dbos(program: Any, *, dies: str | None) -> dict[str, Any]:
+    """Write each token into the message and into a stream of DBOS."""
+    break_model(program, dies, partial(program.DBOS.write_stream_async, "tokens"))
     async with program.running(program.app):
         answers = await answers_of(program, rounds=2 if dies is None else 1)
         first, *_ = await program.DBOS.list_workflows_async()
@@ -246,18 +244,10 @@ async def temporal(program: Any, *, dies: str | None) -> dict[str, Any]:
     """Break the model, or let the process die in it or before the answer ends."""
     program.SERVER = f"127.0.0.1:{TEMPORAL_PORT}"
 
-    async def model(question: str) -> Any:
-        note("model")
-        for word in ("Hello ", "world "):
-            yield word
-            if dies != "end" and is_first("broken"):
-                await asyncio.sleep(0.2)  # the text is stored
-                os._exit(DIED) if dies == "model" else None
-                raise ConnectionError("the model broke")
+    async def said(word: str) -> None:
+        note("model") if word == "Hello " else None
 
-    program.model = model
-    if dies == "end":
-        die_at_the_end(program)
+    break_model(program, dies, said)
     async with program.running(program.app):
         return {"answers": await answers_of(program), "calls": calls()}
 
