@@ -60,9 +60,12 @@ async def wait_for_answer(hub: Hub, channel: str, question: str | None = None, *
         async with asyncio.timeout(timeout_s):
             await hub.start()
             with closing(LocalWatch(hub, channel)) as watch, ExitStack() as hooks:
-                hooks.callback(hub.on_drain(watch.wake))
+                drained = hub.runtime.tasks.drained  # until then the handler may still end its turn
+                ending = asyncio.ensure_future(drained.wait())
+                ending.add_done_callback(lambda _: watch.wake())
+                hooks.callback(ending.cancel)
                 await hub.runtime.fresh(channel)  # follows the channel in a store that is shared
-                while not hub.is_draining:
+                while not drained.is_set():
                     page = await hub.history(channel, limit=_LISTED)
                     found = page.messages
                     while page.more and all(one.role != "user" for one in page.messages):  # a page has at most 2 MiB

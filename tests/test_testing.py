@@ -61,7 +61,7 @@ async def test_wait_without_an_answer_names_the_messages_of_the_channel() -> Non
 
 @virtually
 async def test_wait_goes_on_with_a_newer_question_and_lasts_as_long_as_the_handler() -> None:
-    hub = closed_later(Hub("memory://", hooks_signals=False, drain_s=0.0, clock=virtual_clock()))
+    hub = closed_later(Hub("memory://", hooks_signals=False, drain_s=30.0, clock=virtual_clock()))
 
     @hub.agent("chat:*")
     async def assistant(turn: Turn) -> None:
@@ -76,4 +76,4 @@ async def test_wait_goes_on_with_a_newer_question_and_lasts_as_long_as_the_handl
     question = await hub.create("chat:1", text="Hi?", role="user")
     with pytest.raises(TimeoutError, match=r"10 s; its state: running; the newest messages: assistant .* complete"):
         await wait_for_answer(hub, "chat:1", question.id)
-    assert (await waiting).text == "Hello"
+    assert (await asyncio.gather(waiting, hub.close()))[0].text == "Hello"  # the drain waits for the handler
