@@ -22,8 +22,8 @@ WALKS = {"append": "an append to a WebSocket", "attach": "an attach with catch-u
 
 # the most that each figure may be
 BUDGETS = {
-    "lines of tenuto/": 52_249,
-    "lines of its kernel": 31_435,
+    "lines of tenuto/": 52_260,
+    "lines of its kernel": 31_440,
     "modules of tenuto/": 151,
     "files in a folder of tenuto/": 20,
     "lines of interop/": 3_958,

@@ -145,9 +145,6 @@ def test_a_line_end_cut_in_two_is_one_line_end() -> None:
     assert frames == [b"data: a\ndata: \n\n", b"data: b\ndata: \n\n", b"data: \ndata: c\ndata: \n\n", b"data: d\n\n"]
 
 
-# The sent lengths in a cursor
-
-
 @given(st.lists(st.integers(0, 9_999_999), max_size=256), st.booleans(), st.integers(0, 256), st.integers(1, 10**15))
 def test_sent_lengths_are_read_back_from_the_cursor(lengths: list[int], is_done: bool, attempts: int, at: int) -> None:
     extra = sent_field(at, Sent(lengths, attempts=attempts), is_finished=is_done)
