@@ -6,7 +6,8 @@ const MAX_LINES = 8
 const SEND = "M12 19V5M6 11l6-6 6 6"
 
 export class Composer {
-  #sent = "" // all texts that this page has sent
+  /** @type {string[]} */
+  #sent = [] // all texts that this page has sent
 
   /** @param {import("./panel.js").Panel} panel */
   constructor(panel) {
@@ -78,7 +79,7 @@ export class Composer {
   changed() {
     const { input, panel } = this
     keep(panel, "draft", { by: this.owner, text: input.value })
-    if (panel.may("presence")) panel.channel.typing(input.value !== "")
+    if (panel.may("presence")) panel.channel.typing(!!input.value)
     this.#drawSend()
     this.fit()
   }
@@ -99,7 +100,7 @@ export class Composer {
     if (this.send.disabled) return
     const sent = panel.send(text, this.isSteering)
     if (!sent) return // the app has prevented the sending; the text stays in the field
-    this.#sent += text
+    this.#sent.push(text)
     input.value = ""
     this.changed()
     input.focus()
