@@ -169,7 +169,10 @@ def refusal_of_page(hub: HubCore, scope: Scope) -> Forbidden | None:
     is_other = any(site not in _OWN_SITE for site in sites)
     if not sites and origin is not None and scope["method"] in SAFE_METHODS:  # over plain http browsers name no site
         is_other = not is_own_origin(hub, scope, origin)
-    if (is_other or "prefetch" in (header(scope, b"sec-purpose") or "")) and origin not in hub.allowed_origins:
+    # `*` as in `check_origin`; a request without `Origin`, such as that for an image, names no page that it admits
+    by_star = origin is not None and "*" in hub.allowed_origins and not is_by_cookie(hub, scope)
+    is_admitted = by_star or origin in hub.allowed_origins
+    if not is_admitted and (is_other or "prefetch" in (header(scope, b"sec-purpose") or "")):
         return Forbidden("a page of another origin sent this question; list its origin in Hub(allowed_origins=[...])")
     return None
 

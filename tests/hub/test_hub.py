@@ -34,7 +34,6 @@ async def test_adopter_continues_at_the_stored_length_after_a_restart(tmp_path: 
             raise ConnectionError  # as a library that is cancelled
 
     dying.start_task(write())
-    await asyncio.sleep(0)
     await dying.close()
 
     hub = HubCore(url, hooks_signals=False)
