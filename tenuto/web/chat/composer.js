@@ -89,7 +89,7 @@ export class Composer {
     const { input, panel } = this
     input.rows = 1
     this.height = parseFloat(getComputedStyle(input).lineHeight)
-    input.rows = Math.min(MAX_LINES, Math.max(1, Math.floor(input.scrollHeight / this.height)))
+    input.rows = Math.min(MAX_LINES, Math.floor(input.scrollHeight / this.height) || 1)
     panel.scroller.keep()
   }
 
