@@ -101,7 +101,7 @@ $(VENV)/.docs: $(VENV)/bin/python pyproject.toml
 
 node_modules/.installed: package.json
 	@command -v npm >/dev/null || { echo 'Node.js 20 or newer with npm is needed for the browser client (Debian: apt-get install nodejs npm)'; exit 1; }
-	@npm install --no-package-lock --no-fund --no-audit --silent
+	@scripts/npm_install --silent
 	@touch $@
 
 clean: ## remove all installed dependencies
