@@ -171,7 +171,7 @@ class Timing:
     # A delay is random, from 0 up to a limit that doubles ("full jitter"), so that the clients of a restarted server
     # spread out. The first limit is far below the 3 s that a writer's lease has left when its socket broke.
     backoff_s: float = 0.5
-    backoff_cap_s: float = 15.0  # the limit doubles no further than this
+    backoff_cap_s: float = 5.0  # the limit doubles no further: a third of `client.LEASE_S`, for an outage of up to 10 s
     # A connection that breaks sooner than this counts as one more failure. With a much longer time, an outage and then
     # a broken connection would cost a turn.
     stable_s: float = 1.0

@@ -413,3 +413,4 @@ def test_either_a_token_or_a_provider() -> None:
 def test_back_off_is_between_zero_and_its_ceiling(failures: int, seed: int) -> None:
     delay_s = QUICK.backoff(failures, Random(seed))
     assert 0 <= delay_s <= min(QUICK.backoff_cap_s, QUICK.backoff_s * 2 ** min(failures - 1, 10))
+    assert Timing().backoff(failures, Random(seed)) <= 15 / 3  # of the lease of a writer, which an outage has to leave
