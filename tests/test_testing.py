@@ -54,9 +54,8 @@ async def test_wait_without_an_answer_names_the_messages_of_the_channel() -> Non
     question = await hub.create("chat:1", text="Hi?", role="user")
     with pytest.raises(TimeoutError, match=re.escape(f"none; the newest messages: user '{question.id}' complete")):
         await wait_for_answer(hub, "chat:1", question.id)
-    waiting = wait_for_answer(hub, "chat:1", question.id)
-    refusal, _ = await asyncio.gather(waiting, hub.close(), return_exceptions=True)  # the hub closes meanwhile
-    assert (type(refusal), hub.is_running) == (Draining, False)
+    refusal, _ = await asyncio.gather(wait_for_answer(hub, "chat:1", question.id), hub.close(), return_exceptions=True)
+    assert (type(refusal), hub.is_running) == (Draining, False)  # the hub has closed meanwhile
 
 
 @virtually

@@ -212,9 +212,9 @@ class _Routes:
         deltas = progress.begin(answer)
         async with aclosing(self._hub.subscribe(channel, since=cursor).batches()) as batches:
             while True:
-                for _, kind, _, text in added_texts(deltas):
-                    if kind == "text":
-                        yield text
+                for added in added_texts(deltas):
+                    if added.kind == "text":
+                        yield added.text
                 if progress.status in ("complete", "cancelled"):
                     return
                 if progress.status is not None or self._agent_of(channel, question) != agent:

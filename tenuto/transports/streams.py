@@ -95,10 +95,10 @@ class NamedEvents:
             body += f"\nid: {position.id(is_finished=False)}\n\n".encode()
         else:
             body, lengths = b"", list(position.sent.lengths)
-            for index, kind, at, text in reversed([*added_texts(deltas)]):
-                id = position._replace(sent=position.sent._replace(lengths=lengths)).id(is_finished=False)
-                body = b"event: %b\ndata: %b\nid: %b\n\n" % (_EVENTS[kind], encode_json(text), id.encode()) + body
-                lengths[index] = at
+            for one in reversed([*added_texts(deltas)]):
+                at = position._replace(sent=position.sent._replace(lengths=lengths)).id(is_finished=False).encode()
+                body = b"event: %b\ndata: %b\nid: %b\n\n" % (_EVENTS[one.kind], encode_json(one.text), at) + body
+                lengths[one.index] = one.at
         if status is not None:
             body += b"event: done\ndata: " + encode_json({"status": status})
             body += f"\nid: {position.id(is_finished=True)}\n\n".encode()
@@ -121,7 +121,7 @@ class OwnFrames:
         """
         frames: list[bytes] = []
         left = texts_left(deltas)
-        text = "".join(text for _, kind, _, text in added_texts(deltas) if kind == "text")
+        text = "".join(one.text for one in added_texts(deltas) if one.kind == "text")
         if left is not None:
             self._lines.ends_in_cr = False
             reset = f"event: reset\n{self._lines.data(left['text'])}\n".encode()
@@ -183,24 +183,24 @@ def texts_left(deltas: Sequence[Delta]) -> dict[str, str] | None:
 
     A reader that only appends text must begin anew with them.
     """
-    for number, delta in reversed([*enumerate(deltas)]):
-        if isinstance(delta, MessageReplaced) and delta.is_superseded:
+    for number in reversed(range(len(deltas))):
+        if isinstance(delta := deltas[number], MessageReplaced) and delta.is_superseded:
             texts = dict.fromkeys(_EVENTS, "")
-            for _, kind, _, text in added_texts(deltas[number:]):
-                texts[kind] += text
+            for one in added_texts(deltas[number:]):
+                texts[one.kind] += one.text
             return texts
     return None
 
 
-def added_texts(deltas: Sequence[Delta]) -> Iterator[tuple[int, str, int, str]]:
-    """Yield of each new text its part's index and type, its offset and itself, for formats whose readers only append.
+def added_texts(deltas: Sequence[Delta]) -> Iterator[TextAdded]:
+    """Yield each new text, for formats whose readers only append text.
 
     Of a replaced text only the end is sent, from the length that the reader has, because the reader cannot remove text.
     """
     for delta in deltas:
         match delta:
-            case TextAdded(index=index, kind=kind, at=at, text=text) if kind in COUNTED:
-                yield index, kind, at, text
+            case TextAdded(kind=kind) if kind in COUNTED:
+                yield delta
             case PartOpened(index=index, part=part, sent=sent) | PartReplaced(index=index, part=part, sent=sent):
                 yield from _rest(index, part, sent)
             case MessageReplaced(message=message, sent=lengths):
@@ -208,10 +208,10 @@ def added_texts(deltas: Sequence[Delta]) -> Iterator[tuple[int, str, int, str]]:
                     yield from _rest(index, part, lengths[index] if index < len(lengths) else 0)
 
 
-def _rest(index: int, part: Part, sent: int) -> Iterator[tuple[int, str, int, str]]:
+def _rest(index: int, part: Part, sent: int) -> Iterator[TextAdded]:
     kind = part["type"]
     if kind in COUNTED and (rest := part["text"][sent:]):
-        yield index, kind, sent, rest
+        yield TextAdded(index, kind, sent, rest)
 
 
 class _Lines:
