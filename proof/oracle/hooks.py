@@ -175,11 +175,10 @@ class HookOracle:
             before, after = self._kept.pop(channel, None), _position(value)
             if after is not None:
                 self._kept[channel] = after
-            if before is not None and after is not None and before[0] == after[0] and before[1] > after[1]:
-                # by a node that was away; the one that has the hook next repeats calls
-                if self._has_nodes and not is_settled:
-                    self._repeated.add(channel)
-                    continue
+            is_back = before is not None and after is not None and before[0] == after[0] and before[1] > after[1]
+            if is_back and self._has_nodes and not is_settled:
+                self._repeated.add(channel)  # by a node that was away; the one that has the hook next repeats calls
+            elif is_back and self._since is not None:  # until then, hubs that register it at once may each note a head
                 raise Violation(f"{self._hook.name} on {channel}: its position goes back from {before} to {after}")
 
     def note_unclear(self, names: Iterable[str]) -> None:
