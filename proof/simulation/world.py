@@ -661,8 +661,7 @@ class World:
     async def _check_reader(self, node: Node) -> None:
         """Check that a reader of a finished message receives all of it and its end."""
         log = self.stored.head(self.draw.choice(self.channels))
-        ended = [message.id for message in log.messages(log.serial) if message.status != "streaming"]
-        if ended:
+        if ended := [message.id for message in log.messages(log.serial) if message.status != "streaming"]:
             reader = MessageReader(self, f"newcomer-{node.name}-reader")
             reading = self.start(reader.read(log.channel, self.draw.choice(ended)))
             await asyncio.wait([reading], timeout=SETTLE_S)
@@ -672,6 +671,8 @@ class World:
     async def _check_end(self) -> None:
         """Check that the hubs are empty once all clients have left and the channels were idle."""
         await asyncio.sleep(self.plan.limits.channel_idle_s + 80.0)  # before that, old entries get documents
+        if any(node.hub.is_running and node.hub.stats()["channels"] for node in self.nodes):
+            await asyncio.sleep(self.plan.limits.channel_idle_s + 310.0)  # a command may have expired meanwhile
         for node in self.nodes:
             check_empty(node.hub, node.process.name)
         for node in self.nodes:
