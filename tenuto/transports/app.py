@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import Any, cast
 from urllib.parse import unquote_to_bytes
 
-from starlette.datastructures import Headers as RequestHeaders
 from starlette.datastructures import MutableHeaders
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect, Request
@@ -36,7 +35,7 @@ from tenuto.hub.access.identity import Scope, header
 from tenuto.hub.access.visitors import VisitorVerifier, cookie_headers, visit_in
 from tenuto.hub.hub import HubCore
 from tenuto.transports.codec import GUARDS, MISUSED, Headers, known_error
-from tenuto.transports.http import no_such_method, no_such_path, problem_response, routes
+from tenuto.transports.http import Endpoint, no_such_path, problem_response, routes
 from tenuto.transports.operations import BY_NAME, OPERATIONS, SOCKET_PATH
 from tenuto.transports.origin import check_peer
 from tenuto.transports.sender import Heartbeats, abort_if_unread, end_refusal
@@ -211,7 +210,8 @@ def path_below(scope: Scope) -> str:
 
 def _plain_app(hub: HubCore) -> ASGIApp:
     """Return the ASGI app for plain requests, within CORS if the hub allows other origins."""
-    app: ASGIApp = Router([*routes(hub), Mount("/web", serve_web)], redirect_slashes=False, default=_not_found)
+    paths = [*routes(hub), Mount("/web", Endpoint(["GET"], web_module))]
+    app: ASGIApp = Router(paths, redirect_slashes=False, default=_not_found)
     origins = hub.allowed_origins
     if origins:
         return CORSMiddleware(
@@ -243,14 +243,12 @@ _NAME = re.compile(r"/((?:(?:chat|client|markdown|vendor)/)?[\w-]+(?:\.[\w-]+)*\
 _GZIP = re.compile(r"(gzip|^(?!.*gzip).*\*)(?!\s*;\s*q=0(\.0*)?\s*(,|$))", re.IGNORECASE)
 
 
-async def serve_web(scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
-    """Serve one of the browser's modules in `WEB`, compressed once, without those in `demo` and `gallery`.
+async def web_module(request: Request) -> Response:
+    """Return one of the browser's modules in `WEB`, compressed once, without those in `demo` and `gallery`.
 
-    They may change with each release, so browsers must revalidate their copies. Raises MethodNotAllowed, and NotFound
-    for a missing file.
+    They may change with each release, so browsers must revalidate their copies. Raises NotFound for a missing file.
     """
-    if scope["method"] not in ("GET", "HEAD"):
-        raise no_such_method(scope["method"], ["GET", "HEAD"])
+    scope = request.scope
     name = _NAME.fullmatch(scope["path"].removeprefix(scope.get("root_path", "")))
     if name is None:
         raise no_such_path(scope["path"])
@@ -259,16 +257,14 @@ async def serve_web(scope: MutableMapping[str, Any], receive: Receive, send: Sen
         body, zipped, digest = _module(path, path.stat().st_mtime_ns)
     except OSError:
         raise no_such_path(scope["path"]) from None
-    request_headers = RequestHeaders(scope=scope)
     headers = {"cache-control": "no-cache", "etag": f'"{digest}"', "vary": "Accept-Encoding"}
-    if _GZIP.search(request_headers.get("accept-encoding", "")):
+    if _GZIP.search(request.headers.get("accept-encoding", "")):
         body = zipped
         headers |= {"content-encoding": "gzip", "etag": f'"{digest}-gzip"'}
     response = Response(body, headers=headers, media_type="application/json" if name[2] else "text/javascript")
-    etags = request_headers.get("if-none-match", "")  # of the browser's copies
-    if headers["etag"] in etags or etags.strip() == "*":
-        response = NotModifiedResponse(response.headers)
-    await response(scope, receive, send)
+    etags = request.headers.get("if-none-match", "")  # of the browser's copies
+    is_known = headers["etag"] in etags or etags.strip() == "*"
+    return NotModifiedResponse(response.headers) if is_known else response
 
 
 @lru_cache

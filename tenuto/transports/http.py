@@ -82,6 +82,7 @@ from tenuto.transports.operations import (
     BY_NAME,
     OF_FILES,
     OPERATIONS,
+    SOCKET_PATH,
     BackupFile,
     CreateTicket,
     ForgetClient,
@@ -619,7 +620,9 @@ async def _charged(call: Call, scope: HubScope) -> Response:
 
 
 def no_such_path(path: str) -> NotFound:
-    """Return the error for an unknown path."""
+    """Return the error for an unknown path, or for the path of sockets without an upgrade."""
+    if path == SOCKET_PATH:
+        return NotFound(f"path '{path}' is for WebSockets; a proxy must pass the headers Upgrade and Connection on")
     return NotFound(f"path {shown(path)} does not exist on this server; check where the hub is mounted")
 
 

@@ -239,11 +239,11 @@ def _check_own_machine(hub: HubCore, scope: Scope) -> None:
 
 
 def _is_own_host(scope: Scope, public_origin: str | None = None) -> bool:
-    """Return whether the one Host header names this machine, or the host of `public_origin`."""
+    """Return whether the one Host header names this machine, or the host of `public_origin`, with any port."""
     hosts = headers_of(scope, b"host")
     host = parse_host(hosts[0]) if len(hosts) == 1 else None
     page = parse_origin(public_origin) if public_origin is not None else None
-    return host is not None and (host.is_local or (page is not None and page.is_at(host)))
+    return host is not None and (host.is_local or (page is not None and page.host == host.name))
 
 
 def _wrong_host(scope: Scope, article: str = "the") -> str:

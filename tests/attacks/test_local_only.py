@@ -172,7 +172,7 @@ def test_server_with_an_account_serves_that_account_and_root_alone(tmp_path: Pat
 
 
 def test_hub_for_everyone_on_loopback_refuses_rebound_names(tmp_path: Path) -> None:
-    options = ("--allow-everyone", "--public-origin", "https://chat.example")
+    options = ("--allow-everyone", "--public-origin", "https://chat.example:8443")  # nginx: `$host` has no port
     with serving("serve", tmp_path, *options) as server, bystander(server.port):
         for host, status in ((b"localhost", b"200"), (b"chat.example", b"200"), (b"rebound.example", b"403")):
             response = send(server.port, TRIES["page"].replace(b"Host: localhost", b"Host: " + host))

@@ -42,14 +42,14 @@ def refused(response: httpx2.Response) -> tuple[int, str]:
 # Names and paths
 
 
-UNKNOWN = ("/", "/v1/", "/v1/channels/", "/v2/channels/c", "/web/nothing.js", "/web/../app.py", "/web/..%2Fapp.py")
+UNKNOWN = ("/", "/v1/", "/v1/ws", "/v1/channels/", "/v2/channels", "/web/none.js", "/web/../app.py", "/web/..%2Fapp.py")
 
 
 @pytest.mark.parametrize("path", [*UNKNOWN, "/v1/channels/c/messages/m/nothing", "/v1/channels/c/messages/m/events/"])
 async def test_paths_that_do_not_exist_are_404(plain_http: httpx2.AsyncClient, path: str) -> None:
-    for method in ("GET", "POST", "PUT", "DELETE", "OPTIONS"):
-        if method == "GET" or not path.startswith("/web/"):
-            assert refused(await plain_http.request(method, path)) == (404, "not_found")
+    for method in ["GET"] if path.startswith("/web/") else ["GET", "POST", "PUT", "DELETE", "OPTIONS"]:
+        assert refused(await plain_http.request(method, path)) == (404, "not_found")
+    assert ("a proxy must pass the headers Upgrade" in (await plain_http.get(path)).text) == (path == "/v1/ws")
 
 
 @pytest.mark.parametrize(
@@ -60,7 +60,7 @@ async def test_paths_that_do_not_exist_are_404(plain_http: httpx2.AsyncClient, p
         ("HEAD", f"{M1}/append", "POST, OPTIONS"),
         ("POST", "/v1/channels/c/events", "GET, HEAD, OPTIONS"),
         ("BREW", "/v1/channels/c", "GET, DELETE, HEAD, OPTIONS"),
-        ("POST", "/web/view.js", "GET, HEAD"),
+        ("POST", "/web/view.js", "GET, HEAD, OPTIONS"),
     ],
 )
 async def test_unsupported_methods_are_405(plain_http: httpx2.AsyncClient, method: str, path: str, allow: str) -> None:
