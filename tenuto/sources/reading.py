@@ -202,7 +202,7 @@ def translated(error: BaseException, *, is_of_sdk: bool) -> TenutoError | None:
         return None
     if not is_from_sdk(error) and not (is_of_sdk and _is_raised_by_sdk(error)):
         return None
-    causes = list(causes_of(error))
+    causes = causes_of(error)
     names = {kind.__name__ for cause in causes for kind in type(cause).__mro__}
     if not names.isdisjoint(LOST) or any(isinstance(one, ConnectionError | EOFError | TimeoutError) for one in causes):
         return UpstreamEnded(
