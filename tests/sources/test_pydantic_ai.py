@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -39,7 +40,13 @@ def agent(openai: OpenAIProvider) -> Agent[None, str]:
 
 def run(agent: Agent[None, str], way: str) -> Any:
     ways: dict[str, Any] = {"events": agent.run_stream_events, "stream": agent.run_stream, "iter": agent.iter}
-    return ways[way]("Hi")
+    return wrapped(agent) if way == "wrapped" else ways[way]("Hi")
+
+
+async def wrapped(agent: Agent[None, str]) -> AsyncIterator[object]:
+    async with agent.run_stream_events("Hi") as events:
+        async for event in events:
+            yield event
 
 
 @ALL_WAYS
@@ -66,9 +73,9 @@ async def test_a_tool_that_asks_to_be_called_again_is_in_error(
     def weather(city: str) -> str:
         raise ModelRetry("which Oslo?")
 
-    provider.will_say([*chat_called(), *chat_end("tool_calls")], [*chat_said("No"), *chat_end()])
-    stored, _ = await pipe_all(hub, run(agent, "events"))
-    assert (stored.parts[0]["state"], stored.text) == ("error", "No")
+    provider.will_say([*chat_called(), *chat_end("tool_calls")], [*chat_said("No"), *chat_end("a server's own")])
+    stored, piped = await pipe_all(hub, run(agent, "events"))
+    assert (stored.parts[0]["state"], stored.text, piped.finish_reason) == ("error", "No", "a server's own")
 
 
 @ALL_WAYS
@@ -78,12 +85,16 @@ async def test_a_model_without_a_provider_needs_no_finish_reason(hub: Hub, way: 
     assert (stored.status, stored.text) == ("complete", "Hello world")
 
 
-@pytest.mark.parametrize(("way", "end"), [*((way, []) for way in WAYS), ("events", [CUT])])
+@pytest.mark.parametrize(
+    ("way", "end"), [*((way, end) for way in (*WAYS, "wrapped") for end in ([], chat_called())), ("events", [CUT])]
+)
 async def test_a_run_whose_response_breaks_off_was_a_crash(
     hub: Hub, provider: Provider, agent: Agent[None, str], way: str, end: list[bytes | str]
 ) -> None:
-    provider.will_say([*chat_said("Hello"), *end])
-    assert await ended(hub, run(agent, way)) == "Hello"
+    """Also if the SDK carries out the call in that response: a generator around the events shows it at the end."""
+    provider.will_say([*chat_said("Hello"), *end], [*chat_said(" world"), *chat_end()])
+    text = "Hello world" if way == "wrapped" and end else "Hello"
+    assert await ended(hub, run(agent, way)) == text
 
 
 @ALL_WAYS
