@@ -43,18 +43,22 @@ async def test_an_answer_becomes_parts_in_order(hub: Hub, provider: Provider, cl
     assert (piped.text, piped.tool_calls) == (TEXT, [ToolCall("call_1", "weather", '{"city":"Oslo"}', 2)])
 
 
-async def test_a_function_that_the_sdk_calls_itself_is_done(hub: Hub, provider: Provider, client: genai.Client) -> None:
+async def test_a_function_that_the_sdk_calls_itself_is_done_unless_the_calling_response_was_cut(
+    hub: Hub, provider: Provider, client: genai.Client
+) -> None:
     def weather(city: str) -> str:
         """The weather in a city."""
         return f"rain in {city}"
 
-    call = gemini({"functionCall": {"name": "weather", "args": {"city": "Oslo"}}}, finish="STOP", usage=True)
-    provider.will_say([call], [gemini({"text": "Rain."}, finish="STOP", usage=True)])
+    call = {"functionCall": {"name": "weather", "args": {"city": "Oslo"}}}
+    said = [gemini({"text": "Rain."}, finish="STOP", usage=True).replace(b'"r1"', b'"r2"')]
+    provider.will_say([gemini(call, finish="STOP", usage=True)], said, [gemini(call)], said)
     config = types.GenerateContentConfig(tools=[weather])
     stored, piped = await pipe_all(hub, await client.aio.models.generate_content_stream(**ASK, config=config))
     tool, text = stored.parts
     assert (tool["name"], tool["state"], tool["output"]) == ("weather", "done", {"result": "rain in Oslo"})
     assert (text, piped.finish_reason, piped.tool_calls) == ({"type": "text", "text": "Rain."}, "stop", [])
+    assert await ended(hub, await client.aio.models.generate_content_stream(**ASK, config=config)) == ""
 
 
 async def test_code_files_and_sources_have_their_parts(hub: Hub, provider: Provider, client: genai.Client) -> None:
