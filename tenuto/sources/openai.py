@@ -110,10 +110,13 @@ class OpenAIResponses(Source):
                 yield Open(self._summary(event), {"type": "reasoning"})
             case "reasoning_summary_text.delta":
                 yield self._delta(self._summary(event), text(event, "delta"), "reasoning")
-            case "completed" | "incomplete":
-                yield from self._end(get(event, "response"), is_complete=what == "completed")
-            case "failed":
-                raise reported(get(get(get(event, "response"), "error"), "code"))
+            case "completed" | "incomplete" | "failed":
+                response = get(event, "response")
+                ends = {what, word(response, "status")}  # vLLM calls each end `completed`, but its status is right
+                if "failed" in ends:
+                    raise reported(get(get(response, "error"), "code"))
+                if "cancelled" not in ends:  # else it has broken off
+                    yield from self._end(response, is_complete="incomplete" not in ends)
             case _:
                 yield from self._input(event, what)
 
