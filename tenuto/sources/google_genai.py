@@ -38,7 +38,7 @@ USAGE = {
     "cached_tokens": "cached_content_token_count",
     "reasoning_tokens": "thoughts_token_count",
 }
-FINISH = {"STOP": "stop", "MAX_TOKENS": "length", "MALFORMED_FUNCTION_CALL": "error"}
+FINISH = {"STOP": "stop", "MAX_TOKENS": "length", "CONTINUATION": "length", "MALFORMED_FUNCTION_CALL": "error"}
 FINISH |= dict.fromkeys(("SAFETY", "RECITATION", "BLOCKLIST", "PROHIBITED_CONTENT", "SPII"), "content_filter")
 FINISH |= dict.fromkeys(("IMAGE_SAFETY", "IMAGE_PROHIBITED_CONTENT", "IMAGE_RECITATION"), "content_filter")
 
