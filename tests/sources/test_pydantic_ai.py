@@ -15,24 +15,21 @@ from pydantic_ai.providers.openai import OpenAIProvider
 from tenuto import Hub
 from tests.sources.piping import ended, pipe_all, tried_again
 from tests.sources.provider import CUT, Provider
-from tests.sources.wires import INPUT, PARTS, TEXT, chat, chat_called, chat_end, chat_said
+from tests.sources.wires import INPUT, PARTS, TEXT, chat, chat_call, chat_called, chat_end, chat_said
 
 WAYS = ["events", "stream", "iter"]
 ALL_WAYS = pytest.mark.parametrize("way", WAYS)
 
 
 @pytest.fixture
-def openai(client: AsyncOpenAI) -> OpenAIProvider:
-    return OpenAIProvider(openai_client=client)
-
-
-@pytest.fixture
-def agent(openai: OpenAIProvider) -> Agent[None, str]:
-    agent = Agent(OpenAIChatModel("gpt-test", provider=openai))
+def agent(client: AsyncOpenAI) -> Agent[None, str]:
+    agent = Agent(OpenAIChatModel("gpt-test", provider=OpenAIProvider(openai_client=client)))
 
     @agent.tool_plain
     def weather(city: str) -> str:
         """The weather in a city."""
+        if city == "?":
+            raise ModelRetry("which city?")
         return f"rain in {city}"
 
     return agent
@@ -65,15 +62,10 @@ async def test_a_run_with_a_tool_becomes_parts_in_order(
 
 
 async def test_a_tool_that_asks_to_be_called_again_is_in_error(
-    hub: Hub, provider: Provider, openai: OpenAIProvider
+    hub: Hub, provider: Provider, agent: Agent[None, str]
 ) -> None:
-    agent = Agent(OpenAIChatModel("gpt-test", provider=openai))
-
-    @agent.tool_plain
-    def weather(city: str) -> str:
-        raise ModelRetry("which Oslo?")
-
-    provider.will_say([*chat_called(), *chat_end("tool_calls")], [*chat_said("No"), *chat_end("a server's own")])
+    called = [chat_call('{"city": "?"}', id="call_1", type="function"), *chat_end("tool_calls")]
+    provider.will_say(called, [*chat_said("No"), *chat_end("a server's own")])
     stored, piped = await pipe_all(hub, run(agent, "events"))
     assert (stored.parts[0]["state"], stored.text, piped.finish_reason) == ("error", "No", "a server's own")
 
