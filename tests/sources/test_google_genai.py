@@ -43,16 +43,14 @@ async def test_an_answer_becomes_parts_in_order(hub: Hub, provider: Provider, cl
     assert (piped.text, piped.tool_calls) == (TEXT, [ToolCall("call_1", "weather", '{"city":"Oslo"}', 2)])
 
 
-async def test_a_function_that_the_sdk_calls_itself_is_done_unless_the_calling_response_was_cut(
-    hub: Hub, provider: Provider, client: genai.Client
-) -> None:
+async def test_a_function_that_the_sdk_calls_itself_is_done(hub: Hub, provider: Provider, client: genai.Client) -> None:
     def weather(city: str) -> str:
         """The weather in a city."""
         return f"rain in {city}"
 
     call = {"functionCall": {"name": "weather", "args": {"city": "Oslo"}}}
     said = [gemini({"text": "Rain."}, finish="STOP", usage=True).replace(b'"r1"', b'"r2"')]
-    provider.will_say([gemini(call, finish="STOP", usage=True)], said, [gemini(call)], said)
+    provider.will_say([gemini(call, finish="STOP", usage=True)], said, [gemini(call)], said)  # the second call is cut
     config = types.GenerateContentConfig(tools=[weather])
     stored, piped = await pipe_all(hub, await client.aio.models.generate_content_stream(**ASK, config=config))
     tool, text = stored.parts

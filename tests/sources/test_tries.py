@@ -227,9 +227,8 @@ async def test_claude_that_is_overloaded_in_its_stream_is_asked_again() -> None:
     half = [*claude_begin(), *claude_said("Half", place=0)[:2], overloaded]
     model = Model(half, [*claude_begin(), *claude_said("Whole", place=0), *claude_end()])
     client = model.anthropic()
-    message, _ = await piped(
-        lambda: client.messages.create(model="claude-test", max_tokens=9, messages=HI, stream=True)
-    )
+    make = functools.partial(client.messages.create, model="claude-test", max_tokens=9, messages=HI, stream=True)
+    message, _ = await piped(make)
     assert (message.status, message.text) == ("complete", "Whole")
 
 
@@ -463,19 +462,16 @@ async def test_function_that_returns_the_stream_of_an_earlier_try_is_an_error() 
     assert (stored.status, "returned the stream of an earlier try" in str(error)) == ("failed", True)
 
 
+@pytest.mark.parametrize(
+    ("first", "options", "parts"),
+    [(said("One"), {"retries": 1}, ["attempt", "text"]), ([], {"on_break": "fail"}, ["text"])],  # only with content
+)
 @virtually
-async def test_last_text_stays_after_the_last_try() -> None:
-    model = Model([*said("One"), CUT], [*said("Two"), CUT])
-    message, _ = await piped(ask_chat(model.openai()), retries=1)
-    assert (message.status, message.reason, message.text) == ("interrupted", "upstream_ended", "Two")
-    assert counted(message) == ["attempt", "text"]
-
-
-@virtually
-async def test_break_fails_the_answer_only_if_it_has_content() -> None:
-    model = Model([CUT], [*said("Half"), CUT])
-    message, _ = await piped(ask_chat(model.openai()), on_break="fail")
-    assert (message.status, message.text, len(model.asked_s)) == ("interrupted", "Half", 2)
+async def test_text_of_the_last_try_stays(first: list[bytes], options: dict[str, Any], parts: list[str]) -> None:
+    model = Model([*first, CUT], [*said("Last"), CUT])
+    message, _ = await piped(ask_chat(model.openai()), **options)
+    assert (message.status, message.reason, message.text) == ("interrupted", "upstream_ended", "Last")
+    assert (counted(message), len(model.asked)) == (parts, 2)
 
 
 @pytest.mark.parametrize(
@@ -485,6 +481,7 @@ async def test_break_fails_the_answer_only_if_it_has_content() -> None:
         ({"retry_s": "1"}, "retry_s must be a number of seconds from 0 on"),
         ({"on_break": "again"}, "on_break must be one of restart, continue, prefix, fail, got 'again'"),
         ({"stall_s": 0}, "stall_s must be a number of seconds above 0, got 0"),
+        ({"source": "telepathy"}, "source must be one of text, openai-responses, openai-chat, "),
     ],
 )
 @virtually
