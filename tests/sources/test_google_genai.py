@@ -88,9 +88,7 @@ async def test_an_answer_without_a_finish_reason_was_a_crash(
     assert await ended(hub, models.generate_content_stream(**ASK)) == "Hello"
 
 
-async def test_an_error_among_chunks_fails_with_public_words(
-    hub: Hub, provider: Provider, client: genai.Client
-) -> None:
+async def test_an_error_among_chunks_has_public_words(hub: Hub, provider: Provider, client: genai.Client) -> None:
     error = {"error": {"code": 503, "message": "key sk-123", "status": "UNAVAILABLE"}}
     provider.will_say([gemini({"text": "Hello"}), sse(error)])
     text, words = await failed(hub, await client.aio.models.generate_content_stream(**ASK))

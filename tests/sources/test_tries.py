@@ -87,12 +87,6 @@ class Model(httpx2.AsyncBaseTransport):
         client._platform = "Linux"  # found in a thread otherwise, for which virtual time does not wait
         return client
 
-    def anthropic(self) -> AsyncAnthropic:
-        http = httpx2.AsyncClient(transport=self)
-        client = AsyncAnthropic(base_url="http://model", api_key="sk-none", max_retries=0, http_client=http)
-        client._platform = "Linux"
-        return client
-
     def google(self) -> genai.Client:
         http = httpx2.AsyncClient(transport=self)
         once = types.HttpRetryOptions(attempts=1)
@@ -226,7 +220,9 @@ async def test_claude_that_is_overloaded_in_its_stream_is_asked_again() -> None:
     overloaded = claude("error", error={"type": "overloaded_error", "message": "Overloaded"})
     half = [*claude_begin(), *claude_said("Half", place=0)[:2], overloaded]
     model = Model(half, [*claude_begin(), *claude_said("Whole", place=0), *claude_end()])
-    client = model.anthropic()
+    http = httpx2.AsyncClient(transport=model)
+    client = AsyncAnthropic(base_url="http://model", api_key="sk-none", max_retries=0, http_client=http)
+    client._platform = "Linux"  # as that of `Model.openai`
     make = functools.partial(client.messages.create, model="claude-test", max_tokens=9, messages=HI, stream=True)
     message, _ = await piped(make)
     assert (message.status, message.text) == ("complete", "Whole")
