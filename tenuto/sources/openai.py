@@ -69,7 +69,7 @@ class OpenAIResponses(Source):
     | `output_item.done` of a call | the tool is `called`; or, if the provider ran it, `done` or `error` |
     | `output_item.done` of an `image_generation_call` | file |
     | `completed`, `incomplete` | `meta.usage`, `meta.finish_reason`; the end |
-    | `failed`, and `error` | UpstreamError |
+    | `failed`, also as the status of another, and `error` | UpstreamError |
     """
 
     name = "openai-responses"
