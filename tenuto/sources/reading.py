@@ -134,7 +134,7 @@ LOST = (
 # Messages of SDKs for a stream that ended before its first event, or without its last one; their classes stand for the
 # model's own mistakes, too.
 _UNFINISHED = (
-    "Streamed response ended without content or tool calls",  # of pydantic-ai
+    "Streamed response ended without",  # content or tool calls, or a finish reason: of pydantic-ai
     *("No generation chunks were returned", "No generations found in stream"),  # of langchain
     # of openai-agents
     *("Model did not produce a final response", "Chat Completions stream ended before"),
