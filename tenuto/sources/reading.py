@@ -122,13 +122,14 @@ _CODE_CHARACTERS = 64
 UPSTREAM_PACKAGES = (
     *("openai", "anthropic", "google", "agents", "pydantic_ai", "pydantic_graph", "pydantic", "pydantic_core", "jiter"),
     *("langchain", "langchain_core", "langchain_openai", "langchain_anthropic", "langchain_google_genai", "langgraph"),
-    *("httpx", "httpx2", "httpcore", "httpcore2", "h11", "h2", "aiohttp", "requests", "urllib3", "json"),
+    *("httpx", "httpx2", "httpcore", "httpcore2", "h11", "h2", "aiohttp", "requests", "urllib3", "websockets", "json"),
 )
 # Names of the exceptions of SDKs and HTTP clients for a broken connection. TransportError is the base class in httpx
 # and httpx2.
 LOST = (
     *("APIConnectionError", "TransportError", "ClientConnectionError", "ClientPayloadError", "ProtocolError"),
     *("ConnectionError", "ChunkedEncodingError", "Timeout"),  # of requests
+    "ConnectionClosed",  # of websockets
     "UnknownApiResponseError",  # of google-genai: a stream that ends in the middle of an event
 )
 # Messages of SDKs for a stream that ended before its first event, or without its last one; their classes stand for the

@@ -30,6 +30,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from openai import AsyncOpenAI
 from pydantic_ai.exceptions import ModelHTTPError
+from websockets.exceptions import ConnectionClosedError, ConnectionClosedOK
 
 from tenuto import Hub, Turn
 from tenuto.core.errors import Finished, LocalError
@@ -438,11 +439,13 @@ def bug(**fields: str) -> Exception:
         *((refused(status), status == 503) for status in (404, 503)),
         *((error(), True) for error in (ConnectionError, ConnectionResetError, TimeoutError)),
         *((getattr(requests, name)(), True) for name in ("ConnectionError", "ReadTimeout")),
+        *((error(None, None), True) for error in (ConnectionClosedError, ConnectionClosedOK)),
         (requests.exceptions.ChunkedEncodingError(), True),
         (ModelHTTPError(HTTPStatus.SERVICE_UNAVAILABLE, "gpt-test"), True),
     ],
     ids=repr,
 )
+@pytest.mark.filterwarnings("ignore:ConnectionClosed.code is deprecated")
 def test_errors_of_other_packages_are_told_apart(error: Exception, passes: bool) -> None:
     assert tries.may_pass(error) is passes
 
