@@ -13,7 +13,6 @@ URL through `shown_url`; they never show a token, a ticket, a cookie or a passwo
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any, ClassVar
 
 SHOWN_CHARACTERS = 72  # limit for a value shown in a message; an id of 64 characters fits, with its quotes
@@ -300,22 +299,18 @@ def failures_in(error: BaseException) -> list[BaseException]:
     return [failure for one in error.exceptions for failure in failures_in(one)]
 
 
-_CAUSES = 8  # limit of exceptions to read in a chain of causes
-
-
-def causes_of(error: BaseException) -> Iterator[BaseException]:
-    """Yield `error` and the errors that caused it."""
-    cause: BaseException | None = error
-    for _ in range(_CAUSES):
-        if cause is None:
-            return
-        yield cause
-        cause = cause.__cause__
+def causes_of(error: BaseException) -> list[BaseException]:
+    """Return `error` and the errors that caused it, also those of groups."""
+    causes = [error]
+    for one in causes:  # which grows meanwhile
+        group = one.exceptions if isinstance(one, BaseExceptionGroup) else ()
+        causes += [cause for cause in (one.__cause__, *group) if cause is not None and cause not in causes]
+    return causes
 
 
 def is_of_drain(error: BaseException) -> bool:
     """Return whether the drain of a hub has caused `error`, or one of its group."""
-    return any(isinstance(cause, Draining) for one in failures_in(error) for cause in causes_of(one))
+    return any(isinstance(cause, Draining) for cause in causes_of(error))
 
 
 def public_reason(error: BaseException) -> str | None:

@@ -126,8 +126,11 @@ class AISDKSource(Source):
     def _edits(self, chunk: object) -> Iterator[Edit]:
         """Yield the edits for `chunk`, and record which parts its step has opened."""
         for edit in self._chunk(chunk):
-            if (key := _opens(edit)) is not None:
-                self._opened.setdefault(key, self._step)
+            match edit:
+                case Open(key) | Set(key, {"type": _}):
+                    self._opened.setdefault(key, self._step)
+                case Add(key, more) if more:
+                    self._opened.setdefault(key, self._step)
             yield edit
 
     def _chunk(self, chunk: object) -> Iterator[Edit]:
@@ -202,16 +205,6 @@ class AISDKSource(Source):
                 yield Set(key, failed)
             case "tool-output-denied":
                 yield Set(key, {"state": ERROR, "output": "denied"})
-
-
-def _opens(edit: Edit) -> Hashable | None:
-    """Return the key of the part that `edit` may open."""
-    match edit:
-        case Open(key) | Set(key, {"type": _}):
-            return key
-        case Add(key, text) if text:
-            return key
-    return None
 
 
 def chunk_of(line: str) -> object | None:

@@ -38,7 +38,7 @@ USAGE = {
     "cached_tokens": "cached_content_token_count",
     "reasoning_tokens": "thoughts_token_count",
 }
-FINISH = {"STOP": "stop", "MAX_TOKENS": "length", "MALFORMED_FUNCTION_CALL": "error"}
+FINISH = {"STOP": "stop", "MAX_TOKENS": "length", "CONTINUATION": "length", "MALFORMED_FUNCTION_CALL": "error"}
 FINISH |= dict.fromkeys(("SAFETY", "RECITATION", "BLOCKLIST", "PROHIBITED_CONTENT", "SPII"), "content_filter")
 FINISH |= dict.fromkeys(("IMAGE_SAFETY", "IMAGE_PROHIBITED_CONTENT", "IMAGE_RECITATION"), "content_filter")
 
@@ -62,15 +62,21 @@ class GoogleGenAI(Source):
     name = "google-genai"
 
     def __init__(self) -> None:
+        self._response: str | None = None  # id of the response
         self._kind = ""  # kind of the text that is streaming: text or reasoning
         self._number = 0  # number of that text: neighbouring pieces of the same kind make up one part
         self._calls: list[tuple[str, str]] = []  # name and call id of each tool call without a response
         self._made = 0  # number of calls and files so far, for those without an id
 
     def take(self, event: object) -> Iterator[Edit]:
-        usage = counts(get(event, "usage_metadata"), USAGE)
-        yield Meta(model=word(event, "model_version"), usage=usage, of=word(event, "response_id"))
-        for content in items(event, "automatic_function_calling_history"):
+        usage, id = counts(get(event, "usage_metadata"), USAGE), word(event, "response_id") or self._response
+        history = [*items(event, "automatic_function_calling_history")]
+        if history and id != self._response:  # the response after an automatic function call begins
+            yield from self.end()
+            self._is_ended = False
+        self._response = id
+        yield Meta(model=word(event, "model_version"), usage=usage, of=id)
+        for content in history:
             for part in items(content, "parts"):
                 if response := get(part, "function_response"):
                     yield from self._output(response)

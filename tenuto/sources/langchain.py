@@ -40,7 +40,7 @@ USAGE = {
 _REASONS = ("finish_reason", "stop_reason", "done_reason", "status")
 _FINISH = {
     **dict.fromkeys(("completed", "end_turn", "stop_sequence", "STOP"), "stop"),
-    **dict.fromkeys(("incomplete", "max_tokens", "MAX_TOKENS"), "length"),
+    **dict.fromkeys(("incomplete", "max_output_tokens", "max_tokens", "MAX_TOKENS"), "length"),
     **dict.fromkeys(("SAFETY", "refusal"), "content_filter"),
     "tool_use": "tool_calls",
 }
@@ -204,8 +204,8 @@ class LangChain(Source):
 
 def _reason(message: object) -> str | None:
     about = get(message, "response_metadata")
-    found = (word(about, name) for name in _REASONS)
-    return next((reason for reason in found if reason is not None and reason != "in_progress"), None)
+    found = (word(get(about, "incomplete_details"), "reason"), *(word(about, name) for name in _REASONS))
+    return next((reason for reason in found if reason not in (None, "in_progress", "cancelled")), None)
 
 
 def _file(block: object) -> Part | None:

@@ -69,7 +69,7 @@ class OpenAIResponses(Source):
     | `output_item.done` of a call | the tool is `called`; or, if the provider ran it, `done` or `error` |
     | `output_item.done` of an `image_generation_call` | file |
     | `completed`, `incomplete` | `meta.usage`, `meta.finish_reason`; the end |
-    | `failed`, and `error` | UpstreamError |
+    | `failed`, also as the status of another, and `error` | UpstreamError |
     """
 
     name = "openai-responses"
@@ -110,10 +110,13 @@ class OpenAIResponses(Source):
                 yield Open(self._summary(event), {"type": "reasoning"})
             case "reasoning_summary_text.delta":
                 yield self._delta(self._summary(event), text(event, "delta"), "reasoning")
-            case "completed" | "incomplete":
-                yield from self._end(get(event, "response"), is_complete=what == "completed")
-            case "failed":
-                raise reported(get(get(get(event, "response"), "error"), "code"))
+            case "completed" | "incomplete" | "failed":
+                response = get(event, "response")
+                ends = {what, word(response, "status")}  # vLLM calls each end `completed`, but its status is right
+                if "failed" in ends:
+                    raise reported(get(get(response, "error"), "code"))
+                if "cancelled" not in ends:  # else it has broken off
+                    yield from self._end(response, is_complete="incomplete" not in ends)
             case _:
                 yield from self._input(event, what)
 

@@ -9,7 +9,7 @@
 | `part_start` of a file part | file |
 | `agent_run_result`, or the result of a run | `meta.usage`, `meta.finish_reason`, `meta.model`; the end |
 | a whole response (`run_stream()` has only these: each longer than the last) | its new content |
-| a response of a provider without a finish reason | UpstreamEnded |
+| a response of a provider without a finish reason, also one before a tool | UpstreamEnded |
 
 Layer: sources. `run_stream()` yields the answer and the tools that ran before it; `run_stream_events()` all events.
 """
@@ -17,7 +17,8 @@ Layer: sources. `run_stream()` yields the answer and the tools that ran before i
 from __future__ import annotations
 
 import inspect
-from collections.abc import AsyncIterator, Hashable, Iterator
+from collections.abc import AsyncIterator, Callable, Hashable, Iterator
+from contextlib import suppress
 from typing import Any
 
 from tenuto.sources.reading import (
@@ -70,8 +71,10 @@ class PydanticAI(Source):
         self._started: set[int] = set()  # indexes of the parts of the current response
         self._calls: dict[Hashable, Hashable] = {}  # keys of tool calls, by response and part; of each id the latest
         self._lengths: dict[Hashable, int] = {}  # for each key the length of the text written so far
+        self._messages: Callable[[], list[object]] = list  # returns those of the run so far
 
     def events(self, stream: object) -> object:
+        self._messages = getattr(stream, "new_messages", list)
         readers = {"AgentRun": _of_run, "StreamedRunResult": _of_result, "AgentStream": _of_node}
         read = readers.get(type(stream).__name__)
         return stream if read is None else read(stream)
@@ -85,6 +88,8 @@ class PydanticAI(Source):
             case "part_end":
                 yield from self._called((self._response, index(event, "index")))
             case "function_tool_call" | "output_tool_call":
+                with suppress(RuntimeError):  # a run of the app's own class has them at its end only
+                    _check(*self._messages())
                 yield from self._call(get(event, "part"))
             case kind if kind in _RESULTS:
                 yield from self._return(get(event, "part") or get(event, "result"))
@@ -173,6 +178,7 @@ class PydanticAI(Source):
             self._next_response()
 
     def _result(self, result: object) -> Iterator[Edit]:
+        _check(*getattr(result, "new_messages", list)())
         usage = get(result, "usage")
         usage = usage() if inspect.ismethod(usage) else usage  # a method in older versions of the SDK, a property now
         if not self._is_counted:
@@ -180,10 +186,9 @@ class PydanticAI(Source):
         yield from self._finish(get(result, "response"), None)
 
     def _finish(self, response: object, usage: dict[str, int] | None) -> Iterator[Edit]:
-        reason = word(response, "finish_reason")
-        if get(response, "state") == "interrupted" or _has_broken_off(response, reason):
-            raise UpstreamEnded("the model's response ended without a finish reason, so it may be incomplete")
+        _check(response)
         self._is_ended = True
+        reason = word(response, "finish_reason") or word(get(response, "provider_details"), "finish_reason")
         reason = _FINISH.get(reason, reason) if reason else None
         model, of = word(response, "model_name"), ("response", self._response)
         yield Meta(model=model, finish_reason=reason, usage=usage, of=of)
@@ -193,16 +198,19 @@ class PydanticAI(Source):
         self._started.clear()
 
 
-def _has_broken_off(response: object, reason: str | None) -> bool:
-    """Return whether the provider sent no finish reason. A model without a provider need not send one.
+def _check(*messages: object) -> None:
+    """Raise UpstreamEnded if a response among `messages` broke off: its provider sent no finish reason.
 
-    For Chat Completions the SDK invents a missing reason; the provider's own is in `provider_details`.
+    A model without a provider need not send one. For Chat Completions the SDK invents a missing reason; the provider's
+    own is in `provider_details`. Anthropic's `pause_turn` ends only a piece of a response.
     """
-    if word(response, "provider_url", LINE_CHARACTERS) is None:
-        return False
-    is_reported = get(get(response, "provider_details"), "finish_reason") is not None
-    has_details = word(response, "provider_name") not in _WITHOUT_DETAILS
-    return reason is None or (reason in ("stop", "tool_call") and has_details and not is_reported)
+    for response in messages:
+        own = word(get(response, "provider_details"), "finish_reason")
+        invented = (None,) if word(response, "provider_name") in _WITHOUT_DETAILS else (None, "stop", "tool_call")
+        is_missing = word(response, "finish_reason") in invented and own in (None, "pause_turn")
+        has_provider = word(response, "provider_url", LINE_CHARACTERS) is not None
+        if get(response, "state") == "interrupted" or (has_provider and is_missing):
+            raise UpstreamEnded("the model's response ended without a finish reason, so it may be incomplete")
 
 
 def _arguments(args: object) -> str:

@@ -122,19 +122,20 @@ _CODE_CHARACTERS = 64
 UPSTREAM_PACKAGES = (
     *("openai", "anthropic", "google", "agents", "pydantic_ai", "pydantic_graph", "pydantic", "pydantic_core", "jiter"),
     *("langchain", "langchain_core", "langchain_openai", "langchain_anthropic", "langchain_google_genai", "langgraph"),
-    *("httpx", "httpx2", "httpcore", "httpcore2", "h11", "h2", "aiohttp", "requests", "urllib3", "json"),
+    *("httpx", "httpx2", "httpcore", "httpcore2", "h11", "h2", "aiohttp", "requests", "urllib3", "websockets", "json"),
 )
 # Names of the exceptions of SDKs and HTTP clients for a broken connection. TransportError is the base class in httpx
 # and httpx2.
 LOST = (
     *("APIConnectionError", "TransportError", "ClientConnectionError", "ClientPayloadError", "ProtocolError"),
     *("ConnectionError", "ChunkedEncodingError", "Timeout"),  # of requests
+    "ConnectionClosed",  # of websockets
     "UnknownApiResponseError",  # of google-genai: a stream that ends in the middle of an event
 )
 # Messages of SDKs for a stream that ended before its first event, or without its last one; their classes stand for the
 # model's own mistakes, too.
 _UNFINISHED = (
-    "Streamed response ended without content or tool calls",  # of pydantic-ai
+    "Streamed response ended without",  # content or tool calls, or a finish reason: of pydantic-ai
     *("No generation chunks were returned", "No generations found in stream"),  # of langchain
     # of openai-agents
     *("Model did not produce a final response", "Chat Completions stream ended before"),
@@ -202,7 +203,7 @@ def translated(error: BaseException, *, is_of_sdk: bool) -> TenutoError | None:
         return None
     if not is_from_sdk(error) and not (is_of_sdk and _is_raised_by_sdk(error)):
         return None
-    causes = list(causes_of(error))
+    causes = causes_of(error)
     names = {kind.__name__ for cause in causes for kind in type(cause).__mro__}
     if not names.isdisjoint(LOST) or any(isinstance(one, ConnectionError | EOFError | TimeoutError) for one in causes):
         return UpstreamEnded(

@@ -116,7 +116,7 @@ class SSEText(Source):
         self._before: list[str] | None = None if is_certain else []
         self._is_text = False  # True: the items were plain text after all
         self._is_json: bool | None = None  # whether the data of the first frame is JSON; None: not known yet
-        self._keys: list[str] = []  # keys of the first object that has no text, for the error message
+        self._keys = ""  # the keys of the first object that has no text, for the error message
         self._has_text = False  # True: an event had text
         self._decode = codecs.getincrementaldecoder("utf-8")("replace").decode
 
@@ -146,7 +146,10 @@ class SSEText(Source):
             return
         yield from self._frames(self._reader.end())
         if self._keys and not self._has_text:
-            raise self._without_text()
+            raise LocalError(
+                f"text_field {self._shown_path()} is in no object of the stream, the first of which has the keys "
+                f"{self._keys}; name the key that holds the text"
+            )
 
     def _checked(self, event: object) -> str:
         if not isinstance(event, str):
@@ -213,25 +216,16 @@ class SSEText(Source):
             )
         if value.get("error") is not None:
             raise reported(*codes_of(value))
-        self._keys = self._keys or [str(key) for key in value][:_SHOWN_KEYS]
+        self._keys = self._keys or ", ".join(shown(str(key)) for key in [*value][:_SHOWN_KEYS])
         if self._path is None:
-            raise self._without_text(_path_of_text(value) or "text")
+            raise LocalError(
+                f"server-sent event holds a JSON object with the keys {self._keys}; name the one that holds the text, "
+                f"as in text_field={shown(_path_of_text(value) or 'text')}, or {REMEDY}"
+            )
         return ""
 
     def _shown_path(self) -> str:
         return shown(".".join(self._path or ()))
-
-    def _without_text(self, example: str = "text") -> LocalError:
-        keys = ", ".join(shown(key) for key in self._keys)
-        if self._path is None:
-            return LocalError(
-                f"server-sent event holds a JSON object with the keys {keys}; name the one that holds the text, as in "
-                f"text_field={shown(example)}, or {REMEDY}"
-            )
-        return LocalError(
-            f"text_field {self._shown_path()} is in no object of the stream, the first of which has the keys {keys}; "
-            "name the key that holds the text"
-        )
 
 
 def _path_of_text(value: object, depth: int = 4) -> str:

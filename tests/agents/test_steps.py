@@ -592,7 +592,7 @@ async def test_a_step_beside_what_drains_ends_before_the_turn_is_handed_over(is_
             try:
                 await asyncio.gather(turn.step("charge", charge), turn.step("other", drained, turn, show=True))
             except Draining as error:
-                raise ValueError("a mistake") from error
+                raise ValueError("a mistake") from ExceptionGroup("as of a TaskGroup", [KeyError(), error])
 
     async for hub in lives(bot, 1, 1, hub={"drain_s": 60.0}, on_crash="continue"):
         began_s = now_s()

@@ -6,6 +6,9 @@ from typing import Any
 
 import pytest
 from anthropic import AsyncAnthropic
+from pydantic_ai import Agent
+from pydantic_ai.models.anthropic import AnthropicModel
+from pydantic_ai.providers.anthropic import AnthropicProvider
 
 from tenuto import Hub
 from tenuto.core.errors import TenutoError
@@ -90,6 +93,13 @@ async def test_a_message_without_its_stop_was_a_crash(
 ) -> None:
     provider.will_say([*claude_begin(), *claude_thought(), *claude_said("Hello"), *end])
     assert await ended(hub, stream) == "Hello"
+
+
+async def test_pydantic_ai_needs_the_end_of_each_piece(hub: Hub, provider: Provider, client: AsyncAnthropic) -> None:
+    agent = Agent(AnthropicModel("claude-test", provider=AnthropicProvider(anthropic_client=client)))
+    first = [*claude_begin(), *claude_said("Hello", place=0), *claude_end("pause_turn")]
+    provider.will_say(first, [*claude_begin(), *claude_said(" world", place=0)])
+    assert await ended(hub, agent.run_stream_events("Hi")) == "Hello world"
 
 
 async def test_provider_sees_the_early_end(hub: Hub, provider: Provider, stream: Any) -> None:

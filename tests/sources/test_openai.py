@@ -39,6 +39,7 @@ BLOCKS: list[list[Any]] = [
 META = {"model": "gpt-test", "finish_reason": "tool_calls"}
 REPORTED = {"code": "server_error", "message": "key sk-123 is bad", "param": None}
 ERRORS = [("error", REPORTED), ("response.failed", {"response": {"id": "resp_1", "error": REPORTED}})]
+ERRORS += [("response.completed", {"response": {"id": "resp_1", "status": "failed", "error": REPORTED}})]
 
 
 # Responses --------------------------------------------------------------------------------------------------------
@@ -103,10 +104,14 @@ async def test_other_calls_of_a_response(hub: Hub, provider: Provider, client: A
         assert (len(piped.tool_calls), piped.finish_reason) == {"called": (1, "tool_calls")}.get(part[2], (0, "stop"))
 
 
-async def test_a_response_cut_short_by_its_limit_is_complete(hub: Hub, provider: Provider, client: AsyncOpenAI) -> None:
+@pytest.mark.parametrize("kind", ["incomplete", "completed"])  # the second of vLLM
+async def test_a_response_cut_short_by_its_limit_is_complete(
+    hub: Hub, provider: Provider, client: AsyncOpenAI, kind: str
+) -> None:
     wire = Responses()
-    end = wire.completed("incomplete", incomplete_details={"reason": "max_output_tokens"})
-    provider.will_say([*wire.begin(), *wire.said(0, ("Hello",)), *end])
+    (end,) = wire.completed("incomplete", incomplete_details={"reason": "max_output_tokens"})
+    end = end.replace(b"response.incomplete", f"response.{kind}".encode())
+    provider.will_say([*wire.begin(), *wire.said(0, ("Hello",)), end])
     stored, piped = await pipe_all(hub, await client.responses.create(**ASK, stream=True))
     assert (stored.status, piped.finish_reason, piped.usage) == ("complete", "length", RESPONSES_USAGE)
 

@@ -75,11 +75,6 @@ async def test_value_that_is_not_a_stream_is_misuse(hub: Hub, stream: object, re
     assert remedy in error.detail
 
 
-async def test_unknown_source_is_misuse(hub: Hub) -> None:
-    _, error = await broken(hub, words("x"), LocalError, source="telepathy")
-    assert "openai-chat" in error.detail
-
-
 async def test_usage_of_several_streams_of_one_message_adds_up_beside_a_full_meta_of_the_app(hub: Hub) -> None:
     own = {"own": "x" * (Limits().meta_bytes - len('{"own":""}'))}
     chunk = {"choices": [{"index": 0, "delta": {"content": "x"}, "finish_reason": "stop"}]}

@@ -37,11 +37,7 @@ STREAMS: dict[str, list[Any]] = {
     "frames behind the end": [*frames(TOKENS), "data: [DONE]\n\n", *frames(["b"])],
     "named frames": [*frames(TOKENS, "token"), "event: done\ndata: {}\n\n"],
     "frames with CRLF": [frame.replace("\n", "\r\n") for frame in frames(TOKENS)],
-    "frames with a comment, an id and a delay": [
-        ": hi\n\n",
-        "retry: 1000\n\n",
-        *(f"id: 7\n{one}" for one in frames(TOKENS)),
-    ],
+    "a comment, a delay and ids": [": hi\n\n", "retry: 1000\n\n", *(f"id: 7\n{one}" for one in frames(TOKENS))],
     "pings between frames": [frames(TOKENS)[0], "event: ping\ndata: 2026\n\n", *frames(TOKENS[1:])],
     "bytes": [frame.encode() for frame in frames(TOKENS)],
     "bytes cut anywhere": [bytes([one]) for one in "".join(frames(TOKENS)).encode()],

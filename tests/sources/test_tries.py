@@ -30,6 +30,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from openai import AsyncOpenAI
 from pydantic_ai.exceptions import ModelHTTPError
+from websockets.exceptions import ConnectionClosedError, ConnectionClosedOK
 
 from tenuto import Hub, Turn
 from tenuto.core.errors import Finished, LocalError
@@ -85,12 +86,6 @@ class Model(httpx2.AsyncBaseTransport):
         http = httpx2.AsyncClient(transport=self)
         client = AsyncOpenAI(base_url="http://model/v1", api_key="sk-none", max_retries=0, http_client=http)
         client._platform = "Linux"  # found in a thread otherwise, for which virtual time does not wait
-        return client
-
-    def anthropic(self) -> AsyncAnthropic:
-        http = httpx2.AsyncClient(transport=self)
-        client = AsyncAnthropic(base_url="http://model", api_key="sk-none", max_retries=0, http_client=http)
-        client._platform = "Linux"
         return client
 
     def google(self) -> genai.Client:
@@ -226,10 +221,11 @@ async def test_claude_that_is_overloaded_in_its_stream_is_asked_again() -> None:
     overloaded = claude("error", error={"type": "overloaded_error", "message": "Overloaded"})
     half = [*claude_begin(), *claude_said("Half", place=0)[:2], overloaded]
     model = Model(half, [*claude_begin(), *claude_said("Whole", place=0), *claude_end()])
-    client = model.anthropic()
-    message, _ = await piped(
-        lambda: client.messages.create(model="claude-test", max_tokens=9, messages=HI, stream=True)
-    )
+    http = httpx2.AsyncClient(transport=model)
+    client = AsyncAnthropic(base_url="http://model", api_key="sk-none", max_retries=0, http_client=http)
+    client._platform = "Linux"  # as that of `Model.openai`
+    make = functools.partial(client.messages.create, model="claude-test", max_tokens=9, messages=HI, stream=True)
+    message, _ = await piped(make)
     assert (message.status, message.text) == ("complete", "Whole")
 
 
@@ -443,11 +439,13 @@ def bug(**fields: str) -> Exception:
         *((refused(status), status == 503) for status in (404, 503)),
         *((error(), True) for error in (ConnectionError, ConnectionResetError, TimeoutError)),
         *((getattr(requests, name)(), True) for name in ("ConnectionError", "ReadTimeout")),
+        *((error(None, None), True) for error in (ConnectionClosedError, ConnectionClosedOK)),
         (requests.exceptions.ChunkedEncodingError(), True),
         (ModelHTTPError(HTTPStatus.SERVICE_UNAVAILABLE, "gpt-test"), True),
     ],
     ids=repr,
 )
+@pytest.mark.filterwarnings("ignore:ConnectionClosed.code is deprecated")
 def test_errors_of_other_packages_are_told_apart(error: Exception, passes: bool) -> None:
     assert tries.may_pass(error) is passes
 
@@ -463,19 +461,16 @@ async def test_function_that_returns_the_stream_of_an_earlier_try_is_an_error() 
     assert (stored.status, "returned the stream of an earlier try" in str(error)) == ("failed", True)
 
 
+@pytest.mark.parametrize(
+    ("first", "options", "parts"),
+    [(said("One"), {"retries": 1}, ["attempt", "text"]), ([], {"on_break": "fail"}, ["text"])],  # only with content
+)
 @virtually
-async def test_last_text_stays_after_the_last_try() -> None:
-    model = Model([*said("One"), CUT], [*said("Two"), CUT])
-    message, _ = await piped(ask_chat(model.openai()), retries=1)
-    assert (message.status, message.reason, message.text) == ("interrupted", "upstream_ended", "Two")
-    assert counted(message) == ["attempt", "text"]
-
-
-@virtually
-async def test_break_fails_the_answer_only_if_it_has_content() -> None:
-    model = Model([CUT], [*said("Half"), CUT])
-    message, _ = await piped(ask_chat(model.openai()), on_break="fail")
-    assert (message.status, message.text, len(model.asked_s)) == ("interrupted", "Half", 2)
+async def test_text_of_the_last_try_stays(first: list[bytes], options: dict[str, Any], parts: list[str]) -> None:
+    model = Model([*first, CUT], [*said("Last"), CUT])
+    message, _ = await piped(ask_chat(model.openai()), **options)
+    assert (message.status, message.reason, message.text) == ("interrupted", "upstream_ended", "Last")
+    assert (counted(message), len(model.asked)) == (parts, 2)
 
 
 @pytest.mark.parametrize(
@@ -485,6 +480,7 @@ async def test_break_fails_the_answer_only_if_it_has_content() -> None:
         ({"retry_s": "1"}, "retry_s must be a number of seconds from 0 on"),
         ({"on_break": "again"}, "on_break must be one of restart, continue, prefix, fail, got 'again'"),
         ({"stall_s": 0}, "stall_s must be a number of seconds above 0, got 0"),
+        ({"source": "telepathy"}, "source must be one of text, openai-responses, openai-chat, "),
     ],
 )
 @virtually
