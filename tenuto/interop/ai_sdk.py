@@ -496,7 +496,7 @@ class UIStream(EventStream):
                 self._make_available(tool, is_silent=is_over and (is_new or tool.is_held))
             self._approve(tool, value)
             for id in self._turn.open if not (tool.question or is_over) else ():
-                if call_of(self._turn.questions[id].command.data) == tool.call and id not in self._shown_questions:
+                if call_of(self._turn.questions[id].command.data) == tool.call:
                     self._question(id)  # an earlier attempt has asked, and the question stays open
         if is_over and tool.stage < OVER:
             tool.stage = OVER
@@ -547,7 +547,7 @@ class UIStream(EventStream):
         call, is_approval = call_of(question.data), question.name == "approve" and self._release.version >= 6
         part, tool = next((one for one in reversed(self._tools.items()) if one[1].call == call), (None, None))
         is_shown = id in self._shown_questions
-        if is_shown or part is None or tool is None or not (is_approval or tool.is_own):
+        if part is None or tool is None or not (is_approval or tool.is_own) or (is_shown and id not in self._turn.open):
             if not is_shown:
                 self._shown_questions.add(id)
                 self._begin(silent_id(self._message_id))  # no answer may have begun

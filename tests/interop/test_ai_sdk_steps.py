@@ -117,7 +117,7 @@ class FoldedPage:
                 self._call(id).update(state="output-available", output=output)
             case {"type": "tool-output-denied", "toolCallId": id}:
                 self._call(id).update(state="output-denied")
-            case {"type": "source-url" | "file" | "data-status"}:
+            case {"type": "source-url" | "file" | "data-status" | "data-question"}:
                 self.parts.append(chunk)
             case _:
                 assert chunk["type"] in ("start", "finish", "abort", "error"), chunk
@@ -251,9 +251,8 @@ def test_response_ends_with_a_question_in_the_batch_of_the_end_of_the_answer() -
 @pytest.mark.parametrize("status", ["failed", "interrupted"])
 def test_answer_after_a_call_whose_input_was_cut_off_is_in_a_step_of_its_own(status: Any) -> None:
     cut, place = {**call("c1", "input", name="place"), "input": ""}, call("c2", "called", name="place")
-    page, stream = FoldedPage(), UIStream("u", RELEASE)
-    ends = PartOpened(0, cut), MessageFinished(status, None, {})
-    page.take(stream.frame([InAnswer("a", delta) for delta in (MessageOpened(answer([])), *ends)]))
+    page, stream = opened([cut])
+    page.take(stream.frame([InAnswer("a", MessageFinished(status, None, {}))]))
     begins = MessageOpened(msgspec.structs.replace(answer([]), id="b")), PartOpened(0, place)
     page.take(stream.frame([*(InAnswer("b", delta) for delta in begins), asked("q", "c2")]))
     assert (page.ending, page.posts_again()) == ("finish", False)
@@ -357,9 +356,8 @@ def test_reply_to_an_approval_that_has_no_effect_ends_with_an_error_unless_it_is
 
 
 def test_page_that_loads_after_the_reply_to_its_call_does_not_run_the_call_again() -> None:
-    page, stream = FoldedPage(), UIStream("u", RELEASE)
     place = call("c1", "called", name="place")
-    page.take(stream.frame([*begun([place]), TurnChanged("running")]))
+    page, stream = opened([place])
     for delta in (PartReplaced(0, {**place, "note": "seen"}, 8), PartReplaced(0, call("c1", "done", name="place"), 8)):
         page.take(stream.frame([InAnswer("a", delta)]))
     page.take(stream.frame((InAnswer("a", MessageFinished("complete", None, {})), TurnChanged("over"))))
@@ -409,10 +407,9 @@ def test_page_that_continues_over_a_text_that_was_replaced_gets_an_error_and_no_
 
 
 def test_page_that_loads_or_joins_after_the_new_attempt_began_shows_it_alone_under_the_same_id() -> None:
-    first, second = answer([TEXT], "interrupted"), answer([TEXT, SOURCE], "complete")
     first, second = (
-        msgspec.structs.replace(one, id=id, reply_to="u", parent="u", created=at)
-        for at, (id, one) in enumerate((("a", first), ("b", second)))
+        msgspec.structs.replace(answer(parts, status), id=id, reply_to="u", parent="u", created=at)
+        for at, id, parts, status in ((0, "a", [TEXT], "interrupted"), (1, "b", [TEXT, SOURCE], "complete"))
     )
     question = msgspec.structs.replace(first, id="u", role="user", status="complete", reply_to=None, parent=None)
     status = TurnStatus(message=question, state="over", answers=[first, second], questions=[], cursor="")
@@ -540,3 +537,10 @@ def test_attempt_that_is_superseded_leaves_the_page_with_what_counts(version: in
     page.take(stream.frame([InAnswer("a", TextAdded(2, "text", 7, "ree."))]))
     page.take(stream.frame([InAnswer("a", MessageFinished("complete", None, {})), TurnChanged("over")]))
     assert [one.get("text") for one in page.parts] == [None, "One. More.", "Two. Three."]
+
+
+def test_question_that_is_open_before_the_next_attempt_calls_its_tool_becomes_the_approval_of_the_call() -> None:
+    page, stream = opened([{"type": "attempt", "parts": [call("c1", "called")], "characters": 0}])
+    page.take(stream.frame([asked("q1", "c1")]))
+    page.take(stream.frame([InAnswer("a", PartOpened(1, call("c1", "called")))]))
+    assert (stream.is_over, page.parts[-1]["approval"]) == (True, {"id": "q1"})
