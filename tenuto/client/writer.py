@@ -33,6 +33,7 @@ from tenuto.core.errors import (
     NotFound,
     NotWriter,
     TenutoError,
+    failures_in,
 )
 from tenuto.core.events import Page, parse_cursor
 from tenuto.core.model import Message
@@ -188,7 +189,10 @@ class RemoteWriter(Writer):
             raise
         else:
             if error is not None:
-                await self._end_early(*ended_as(error, self.cancelled_as, self.reason_of))
+                # a message that the outage of its server has cut is for the next writer, also if the outage ends now
+                is_cut = any(isinstance(one, Unreachable) for one in failures_in(error))
+                cut_as = ("interrupted", None) if is_cut else self.cancelled_as
+                await self._end_early(*ended_as(error, cut_as, self.reason_of))
 
     # -- for the link ------------------------------------------------------------------------------------------
 
