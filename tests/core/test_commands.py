@@ -15,6 +15,7 @@ from msgspec.structs import replace
 
 from tenuto.core.errors import (
     AlreadyAnswered,
+    Deleted,
     Finished,
     Forbidden,
     IdConflict,
@@ -30,7 +31,7 @@ from tenuto.core.model import OPTIONS_KEY
 from tenuto.core.ops import Claim, Command, Finish, Reply
 from tenuto.core.requests import Caller, references, regenerate_options_id, stored_options
 from tenuto.core.state import ClaimState
-from tenuto.core.turns import question_id, step_id
+from tenuto.core.turns import UNREAD, question_id, step_id
 from tests.core.harness import ADMIN, AGENT, ANN, APP, BOB, NAMELESS, PERSON, SERVER, LogHarness
 
 EVE = Caller(id="eve", may_read=False)
@@ -390,7 +391,8 @@ turn_over        app app_reads server admin
 turn_lost        app app_reads server admin
 """
 ROWS = MAY_REPLY.strip().splitlines()
-CASES = [("cancel", row) for row in ROWS] + [("steer", row) for row in ROWS if "turn_over" not in row]  # it has a reply
+ENDED = ("over", "turn_over")  # their steers have a reply
+CASES = [(name, row) for name in ("cancel", "steer") for row in ROWS if name == "cancel" or row.split()[0] not in ENDED]
 
 
 def target_in(state: str, served: LogHarness) -> str:
@@ -435,6 +437,27 @@ def test_callers_that_may_reply_to_a_cancel_or_steer_are_those_of_the_table(name
             found.append(who)
         assert served.known_command("c").is_open is (who not in found)
     assert sorted(found) == sorted(expected)
+
+
+@pytest.mark.parametrize("end", ["finish", "interrupt", "delete", "cancel"])
+def test_steers_of_an_answer_without_a_turn_get_a_reply_when_it_ends_and_later_ones_are_refused(end: str) -> None:
+    log = LogHarness()
+    log.create("q", text="question")
+    log.stream("m", reply_to="q")
+    log.stream("other")
+    for target in ("m", "q", "other"):
+        log.command(f"for-{target}", "steer", target=target)
+    if end == "cancel":
+        log.cancel("stop", "q")
+        log.settle("stop")
+    else:
+        getattr(log, end)("m")
+    replies = [log.known_command(one).reply for one in ("for-m", "for-q")]
+    assert [one and (one.ok, one.error, one.by) for one in replies] == [(False, UNREAD, None)] * 2
+    assert [one.sent.target for one in log.state.pending_commands()] == ["other"]
+    for target in ("m", "q"):
+        with pytest.raises((Finished, Deleted)):
+            log.command("late", "steer", target=target)
 
 
 def test_reply_to_a_steer_without_a_target_needs_write_access(harness: LogHarness) -> None:
