@@ -611,7 +611,7 @@ class Engine:
         try:
             self._drop_outdated(now_ms)
         except FAILURES as error:  # such as damage, which puts off no other work
-            logger.warning("store file %s: outdated data cannot be removed: %r", self._file.path, error)
+            logger.warning("store file %s: outdated data stays; run `tenuto verify`: %r", self._file.path, error)
         try:
             self._go_on(TIDY_S)
         except FAILURES as error:
