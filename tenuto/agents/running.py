@@ -84,9 +84,7 @@ def check_agent(agent: Agent) -> Agent:
     """Return `agent`. Raises LocalError or InvalidName for a setting that is not valid."""
     if inspect.isroutine(agent.handler) and not inspect.iscoroutinefunction(agent.handler):
         shown = getattr(agent.handler, "__name__", repr(agent.handler))
-        raise LocalError(
-            f"the handler of agent {agent.name!r} must be an async function, got {shown!r}; use `async def`"
-        )
+        raise LocalError(f"handler of agent {agent.name!r} must be an async function, got {shown!r}; use `async def`")
     if agent.on_crash not in ("interrupt", "restart", "continue"):
         raise LocalError(f"on_crash must be 'interrupt', 'restart' or 'continue', got {agent.on_crash!r}")
     for limit, seconds in (("timeout_s", agent.timeout_s), ("budget_s", agent.budget_s)):

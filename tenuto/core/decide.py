@@ -394,9 +394,7 @@ def _put_part(message: MessageState, request: PutPart, limits: Limits, now_ms: i
     if request.index < count:
         earlier = message.parts[request.index].value()
         if earlier["type"] == ATTEMPT:
-            raise InvalidRequest(
-                f"part {request.index} of message {message.id!r} is a superseded attempt; open another"
-            )
+            raise InvalidRequest(f"part {request.index} of {message.id!r} is a superseded attempt; open another")
         replaced_bytes = part_bytes(earlier)
         part = _with_approval(part, earlier)
     _check_size(message, part_bytes(part) - replaced_bytes, limits)
@@ -499,9 +497,7 @@ def _finish(
     """End the writing of a message. The same end again has no effect; another one is refused."""
     _check_generation(message, request.generation)
     if request.status == "interrupted" and not caller.is_server:
-        raise ForbiddenStatus(
-            "status 'interrupted' is set by the server only; finish with 'complete', 'cancelled' or 'failed'"
-        )
+        raise ForbiddenStatus("only the server sets 'interrupted'; finish with 'complete', 'cancelled' or 'failed'")
     check_finish(request, limits)
     if message.status == request.status:
         return Decision(serial=message.finished or message.created)  # `created`: it was never streaming
@@ -520,9 +516,7 @@ def _finish(
 def check_finish(request: FinishMessage, limits: Limits) -> None:
     """Raise InvalidRequest, InvalidText or TooLarge if `request` cannot finish any message."""
     if request.status == "streaming" or request.status not in STATUSES:
-        raise InvalidRequest(
-            f"status of a finish must be 'complete', 'cancelled' or 'failed', got {shown(request.status)}"
-        )
+        raise InvalidRequest(f"the status must be 'complete', 'cancelled' or 'failed', got {shown(request.status)}")
     if request.reason is not None:
         check_json(request.reason, limits.data_bytes, "reason", depth=1)
     _merged({}, request.meta, limits)  # raises if this cannot be stored
@@ -800,7 +794,7 @@ def _check_room(state: Draft, request: SendCommand, caller: Caller, limits: Limi
 def _check_count(count: int, limit: int, what: str) -> None:
     if count >= limit:
         raise TooMany(
-            f"{limit} {what} wait for a reply, which is the limit; send it again when one has its reply", limit=limit
+            f"the limit of {limit} {what} wait for a reply; send it again when one has its reply", limit=limit
         )
 
 
@@ -1074,7 +1068,7 @@ def _withdrawn(state: Draft, message: MessageState, now_ms: int) -> list[Reply]:
     questions = {one.id for one in state.open_commands() if command_id(one.id).startswith(QUESTION_MARK)}
     left = [one for one in state.open_commands() if one.sent.name == STEER.name or one.id in questions]
     turn = _asked(state, message.id)
-    claim = turn.claim if turn is not None and turn.claim is not None and turn.claim.is_open else None
+    claim = turn.claim if turn is not None and turn.is_open else None
     if not left or (claim is not None and message.claim is None):  # the turn of this answer goes on
         return []
     targets = {message.id}

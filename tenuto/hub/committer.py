@@ -308,9 +308,7 @@ class Committer:
         self._parked.clear()
         self._in_doubt.clear()  # their items were parked
         for item in items:
-            item.failed(
-                Draining("the hub stopped while the request was stored, so its outcome is unknown; send it again later")
-            )
+            item.failed(Draining("the hub stopped while this was stored, so the outcome is unknown; send it again"))
 
     # -- deciding ----------------------------------------------------------------------------------------------
 
@@ -346,10 +344,7 @@ class Committer:
                 asks = item.asks()
             except Exception:  # an exception from one writer must not fail the items of others
                 logger.exception("requests for channel %s could not be made; please report this bug", item.channel)
-                self._fail(
-                    item,
-                    TenutoError("the writer's requests could not be made because of a bug; the log has the reason"),
-                )
+                self._fail(item, TenutoError("the writer's requests could not be made: a bug; the log has the reason"))
                 continue
             if channel.watchers:
                 limit = MAX_ROWS  # viewers wait for this commit

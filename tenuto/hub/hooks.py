@@ -79,9 +79,7 @@ class Hook:
         check_id(name, "a hook's name")
         unknown = [kind for kind in kinds if kind not in KINDS]
         if unknown or not kinds:
-            raise LocalError(
-                f"hook kinds must be among {', '.join(KINDS)}, got {', '.join(map(str, unknown)) or 'none'}"
-            )
+            raise LocalError(f"kinds must be among {', '.join(KINDS)}, got {', '.join(map(str, unknown)) or 'none'}")
         if inspect.isroutine(handler) and not inspect.iscoroutinefunction(handler):
             # Refused here: otherwise each call would fail later and be retried for ever, with only a log line.
             raise LocalError(f"hook {name!r} must be an async function; define it with `async def`")

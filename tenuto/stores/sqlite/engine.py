@@ -584,10 +584,8 @@ class Engine:
                 self._keeps_deleted = True
         if not keys:
             if self._kept:
-                logger.error(
-                    "store file %s: %d documents of a deleted channel cannot be removed: %s; restore a backup",
-                    *(self._file.path, len(self._kept), self._kept[0]),
-                )
+                what = "store file %s: %d documents of a deleted channel cannot be removed: %s; restore a backup"
+                logger.error(what, self._file.path, len(self._kept), self._kept[0])
             self._deleted.pop(0)
             self._kept = []
         self._count_pages(limit * DOCUMENT_PAGES)
