@@ -14,7 +14,6 @@ def make_certificate(folder: Path, name: str = "certificate", *, host: str = "DN
     file = folder / f"{name}.pem"
     kind = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-keyout", folder / "key.pem"]
     about = ["-days", "1", "-subj", f"/CN={name}", "-addext", f"subjectAltName={host}"]
-    subprocess.run(
-        ["openssl", "req", "-x509", *kind, *about, "-out", file], check=True, capture_output=True, timeout=60
-    )
+    command = ["openssl", "req", "-x509", *kind, *about, "-out", file]
+    subprocess.run(command, check=True, capture_output=True, timeout=60)
     return file

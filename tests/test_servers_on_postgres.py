@@ -126,9 +126,8 @@ WORKERS = [
 async def test_workers_of_a_server_share_the_store_and_a_dead_one_is_replaced(
     command: list[str], postgres: Postgres, tmp_path: Path
 ) -> None:
-    (tmp_path / "shared.py").write_text(
-        APP.format(url=f"{postgres.url}?schema={'g' if 'gunicorn' in command else 'u'}")
-    )
+    url = f"{postgres.url}?schema={'g' if 'gunicorn' in command else 'u'}"
+    (tmp_path / "shared.py").write_text(APP.format(url=url))
     async with running(tmp_path, command, "shared:app") as server:
         first = await processes(server, lambda found: len(found) == 2)
         killed = first.pop()

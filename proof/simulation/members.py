@@ -275,8 +275,8 @@ class Commander(Author):
         is_known = is_deleted or (target is not None and log.now(target) is not None)
         if response.code == "streaming" and name == "regenerate" and is_known:
             return  # another reply came first
-        if response.code == "finished" and name == "cancel" and is_known:
-            return  # another cancel came first, and another client may have deleted the message since
+        if response.code == "finished" and name in ("cancel", "steer") and is_known:
+            return  # the answer has ended, and another client may have deleted the message since
         raise Violation(f"{self.name} could not send {name} {target} to {channel}: {response.fields}")
 
     async def _reply(self, channel: str) -> None:

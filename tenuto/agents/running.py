@@ -84,9 +84,7 @@ def check_agent(agent: Agent) -> Agent:
     """Return `agent`. Raises LocalError or InvalidName for a setting that is not valid."""
     if inspect.isroutine(agent.handler) and not inspect.iscoroutinefunction(agent.handler):
         shown = getattr(agent.handler, "__name__", repr(agent.handler))
-        raise LocalError(
-            f"the handler of agent {agent.name!r} must be an async function, got {shown!r}; use `async def`"
-        )
+        raise LocalError(f"handler of agent {agent.name!r} must be an async function, got {shown!r}; use `async def`")
     if agent.on_crash not in ("interrupt", "restart", "continue"):
         raise LocalError(f"on_crash must be 'interrupt', 'restart' or 'continue', got {agent.on_crash!r}")
     for limit, seconds in (("timeout_s", agent.timeout_s), ("budget_s", agent.budget_s)):
@@ -232,7 +230,7 @@ class Running:
             if part.get("name") == str(self.message.created):  # else they were of a removed message with the same id
                 options |= await self._stored_options({OPTIONS_KEY: part.get("data")})
         except Forbidden as error:
-            logger.warning("an agent may not read all that a client asks beside its messages: %s", error)
+            logger.warning("the agent of %s may not read all that a client asks for: %s", self.channel, error)
         return turn_request(options)
 
     async def _stored_options(self, meta: Mapping[str, Json]) -> dict[str, Json]:
@@ -303,7 +301,7 @@ class Running:
         except asyncio.CancelledError as error:
             if self._is_late:
                 limit_s = agent.budget_s if left_s < agent.timeout_s else left_s
-                logger.warning("turn of %s in %s took more than %g s", self.message.id, self.channel, limit_s)
+                logger.warning("turn %s in %s took more than %g s, its limit", self.message.id, self.channel, limit_s)
             elif self._ending.done() or self._backend.is_shutting_down:
                 raise
             else:  # the cancellation was not a stop: other code cancelled a task that the handler awaited
@@ -365,7 +363,8 @@ class Running:
         try:
             await patiently(store)
         except TenutoError as error:
-            logger.warning("the failure of a turn was not stored: %s", error)
+            what = "turn of %s in %s failed, and viewers do not see it, because it was not stored: %s"
+            logger.warning(what, self.message.id, self.channel, error)
 
     async def _end_what_is_open(self, turn: Turn, reason: str | None = None) -> None:
         """Finish the answers that the handler has left open, and, for `reason`, those that it did not continue."""
@@ -413,8 +412,9 @@ class Running:
                     await patiently(partial(reply, ok=False, data=None, error=WITHDRAWN))
             except (AlreadyAnswered, NotFound):  # not found: the question was refused
                 pass
-            except (TenutoError, TimeoutError) as error:  # no matter: the question expires later
-                logger.warning("a question in %s was not withdrawn: %r", self.channel, error)
+            except (TenutoError, TimeoutError) as error:
+                why = str(error) or "timed out"
+                logger.warning("question %s in %s stays open until it expires: %s", command_id, self.channel, why)
 
     async def _after_crash(self, watch: Watch) -> _Left:
         """Return the first answer of the previous attempts, and take over all of them unless one has ended the turn.
@@ -461,7 +461,7 @@ class Running:
                 else:
                     break  # no attempt has an answer of this number
         except Forbidden as error:
-            logger.warning("an agent may not read its answers from before a crash: %s", error)
+            logger.warning("the agent of %s may not read its answers from before a crash: %s", self.channel, error)
         return answers
 
     async def _take_over(self, watch: Watch, number: int, previous: Message) -> bool:
@@ -483,5 +483,5 @@ class Running:
             known = await self._found(previous.id)
             self._taken_up[number] = LeftAnswer(known or previous, writer)
         except TenutoError as error:
-            logger.warning("an answer that was taken over could not be read: %s", error)
+            logger.warning("answer %s in %s goes on as it was read before: %s", previous.id, self.channel, error)
         return True

@@ -265,7 +265,7 @@ class Turn:
         except AlreadyAnswered:
             return is_again and await self._was_accepted(id, steer.data, repliers)
         except TenutoError as error:
-            logger.warning("the reply to a steer in channel %s was not stored: %s", self.channel, error.detail)
+            logger.warning("a steer in %s has arrived, but stays open until it expires: %s", self.channel, error)
         return is_command or await self._take_in(id)
 
     async def _take_in(self, id: str) -> bool:
@@ -298,12 +298,12 @@ class Turn:
                     self._noted.setdefault(key, {self.name}).add(command.from_)
                 last_attempt = note["attempt"]
         except Forbidden as error:
-            logger.warning("an agent may not read what it got before a crash: %s", error)
+            logger.warning("the agent of %s may not read what it got before a crash: %s", self.channel, error)
         for key, note in notes.items():
             try:
                 await self._recall_input(key, note, is_closed=key in closed)
             except Forbidden as error:  # the message gets a turn of its own
-                logger.warning("an agent may not read what it got before a crash: %s", error)
+                logger.warning("the agent of %s may not read what it got before a crash: %s", self.channel, error)
 
     async def _recall_input(self, key: InputKey, note: dict[str, Any], *, is_closed: bool) -> None:
         """Make an input due again; with `is_closed`, as that of a complete answer, keep its message in the turn."""

@@ -240,7 +240,7 @@ class RemoteWatch(Watch):
         try:
             return (await self._client._send(self._view.channel, command.id, **fields, expires_s=left_s)).reply
         except TenutoError as error:
-            logger.warning("the reply to a command in %s could not be requested: %s", self._view.channel, error)
+            logger.warning("a question in %s may wait until it expires: %s", self._view.channel, error)
             return None
 
     def waiting(self) -> list[Message]:

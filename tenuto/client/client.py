@@ -443,7 +443,7 @@ class Client:
         try:
             offer = convert(frame, TurnOffer)
         except ValidationError as error:
-            logger.error("the server sent an invalid turn: %s", error)
+            logger.error("the server sent a turn that this version cannot read; upgrade tenuto: %s", error)
             return
         worker = next((one for one in self._workers if one.is_for(offer)), None)
         if worker is not None:  # otherwise the worker has stopped meanwhile, and the claim will end
@@ -568,7 +568,7 @@ class Presence:
             self._retry.later(self.opened)
         else:
             self.error = result
-            logger.warning("the member is no longer present in %s: %s", self.channel, result.code)
+            logger.warning("the member is no longer present in %s: %s", self.channel, result)
 
     def _frame(self) -> dict[str, Any]:
         return {"channel": self.channel, **given(member=self._member), "data": self._data}

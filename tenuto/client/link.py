@@ -273,7 +273,7 @@ class Link:
                 logger.log(level, "no connection to %s (%s); trying again", self._access.address, broken)
                 await asyncio.sleep(delay_s)
         except Exception:
-            logger.exception("the client has failed")
+            logger.exception("the client has ended; please report this bug, and open another client")
         finally:
             self._stop(error)
 

@@ -182,20 +182,20 @@ class RemoteWorker:
             if not turn.is_lost:  # the worker was cancelled, and still has the turn
                 turn.hand_over()
                 raise
-            logger.warning("the turn of %s in %s was lost", turn.message.id, turn.channel)
+            logger.warning("the turn of %s in %s goes on as another attempt", turn.message.id, turn.channel)
             return
         except TenutoError as error:
-            logger.error("the turn of %s in %s failed: %s", turn.message.id, turn.channel, error)
+            logger.error("the turn of %s in %s failed, and is tried again: %s", turn.message.id, turn.channel, error)
             return
         except Exception:
-            logger.exception("the turn of %s in %s failed", turn.message.id, turn.channel)
+            logger.exception("the turn of %s in %s failed, and is tried again", turn.message.id, turn.channel)
             return
         finally:
             turn.stop_renewing()
             if self._turns.get(key) is turn:
                 del self._turns[key]
         if turn.outcome is None:
-            logger.warning("the turn of %s in %s was lost", turn.message.id, turn.channel)
+            logger.warning("the turn of %s in %s goes on as another attempt", turn.message.id, turn.channel)
         await turn.done()
 
     def _on_result(self, result: Outcome) -> None:
@@ -283,7 +283,7 @@ class ClaimedTurn:
         try:
             await self._link.request("turn.done", {**self._claim(), **fields})
         except TenutoError as error:
-            logger.warning("the end of the turn of %s could not be sent: %s", self.message.id, error.code)
+            logger.warning("the turn of %s is tried again, as its end was not sent: %s", self.message.id, error)
 
     def _renewed(self, sent_state: dict[str, Json] | None, result: Outcome) -> None:
         """Handle the response to a renewal that carried `sent_state`; None: it carried no state."""
@@ -292,7 +292,7 @@ class ClaimedTurn:
         if isinstance(result, _LOST):
             self.cancel()
         elif isinstance(result, _STATE_REFUSED) and sent_state is not None and sent_state is self._state:
-            logger.warning("the state of the agent for %s cannot be sent: %s", self.message.id, result)
+            logger.warning("the state of the agent for %s is not shown: %s", self.message.id, result)
             self._state = None
             self.renew()  # renew separately, because the frame with the state may be refused
 

@@ -33,6 +33,7 @@ from tenuto.core.errors import (
     NotFound,
     NotWriter,
     TenutoError,
+    failures_in,
 )
 from tenuto.core.events import Page, parse_cursor
 from tenuto.core.model import Message
@@ -44,6 +45,7 @@ from tenuto.portal import Writer, ended_as, retrieve_exception
 logger = logging.getLogger("tenuto.client")
 
 SHORTEST_LEASE_S = 5.0  # shortest lease that a server accepts
+_NOT_ENDED = "message %r of %s was not ended as %s, so it becomes interrupted when its lease ends: %s"
 
 
 def _now_s() -> float:
@@ -188,7 +190,10 @@ class RemoteWriter(Writer):
             raise
         else:
             if error is not None:
-                await self._end_early(*ended_as(error, self.cancelled_as, self.reason_of))
+                # a message that the outage of its server has cut is for the next writer, also if the outage ends now
+                is_cut = any(isinstance(one, Unreachable) for one in failures_in(error))
+                cut_as = ("interrupted", None) if is_cut else self.cancelled_as
+                await self._end_early(*ended_as(error, cut_as, self.reason_of))
 
     # -- for the link ------------------------------------------------------------------------------------------
 
@@ -367,7 +372,7 @@ class RemoteWriter(Writer):
                 await asyncio.shield(ending)
         except (TenutoError, TimeoutError) as error:
             ending.cancel()
-            logger.warning("message %r of %s could not be ended as %s: %r", self.id, self.channel, status, error)
+            logger.warning(_NOT_ENDED, self.id, self.channel, status, str(error) or "the server did not respond")
 
     async def _end_as(self, status: str, reason: str | None) -> None:
         """End the message as `status` unless it has an end, and wait until that is stored, except for `interrupted`."""
@@ -390,7 +395,7 @@ class RemoteWriter(Writer):
         try:
             await self._link.request("finish", self._frame(fields), timeout_s=self._link.timing.leave_s)
         except TenutoError as trouble:
-            logger.warning("message %r of %s could not be ended as failed: %r", self.id, self.channel, trouble)
+            logger.warning(_NOT_ENDED, self.id, self.channel, "failed", trouble)
 
     def _close(self) -> None:
         self._link.remove_listener(self)

@@ -169,7 +169,8 @@ def decide(
             return _earlier_decision(message, request.request) or _update(message, request, caller, limits, now_ms)
         case FinishMessage():
             _check_writer(message, caller, request.generation)
-            return _earlier_decision(message, request.request) or _finish(message, request, caller, limits, now_ms)
+            known = _earlier_decision(message, request.request)
+            return known or _finish(state, message, request, caller, limits, now_ms)
         case TakeOver():
             is_ours = caller.is_app or caller.is_server or _is_writer(message, caller)
             # The id of another writer's request may be the same, by chance: the result of that request does not count.
@@ -182,7 +183,7 @@ def decide(
             _check_writer(message, caller, request.end.generation)
             if message.last > request.last:  # the writer lives
                 return Decision(serial=message.version)
-            return _finish(message, request.end, caller, limits, now_ms)
+            return _finish(state, message, request.end, caller, limits, now_ms)
         case DeleteMessage():
             check_may_change(message, caller)
             ops = _ended_with(state, message, now_ms)
@@ -393,9 +394,7 @@ def _put_part(message: MessageState, request: PutPart, limits: Limits, now_ms: i
     if request.index < count:
         earlier = message.parts[request.index].value()
         if earlier["type"] == ATTEMPT:
-            raise InvalidRequest(
-                f"part {request.index} of message {message.id!r} is a superseded attempt; open another"
-            )
+            raise InvalidRequest(f"part {request.index} of {message.id!r} is a superseded attempt; open another")
         replaced_bytes = part_bytes(earlier)
         part = _with_approval(part, earlier)
     _check_size(message, part_bytes(part) - replaced_bytes, limits)
@@ -492,13 +491,13 @@ def _without_old_attempts(parts: list[Part], room_bytes: int) -> list[Part]:
     return kept[::-1]
 
 
-def _finish(message: MessageState, request: FinishMessage, caller: Caller, limits: Limits, now_ms: int) -> Decision:
+def _finish(
+    state: Draft, message: MessageState, request: FinishMessage, caller: Caller, limits: Limits, now_ms: int
+) -> Decision:
     """End the writing of a message. The same end again has no effect; another one is refused."""
     _check_generation(message, request.generation)
     if request.status == "interrupted" and not caller.is_server:
-        raise ForbiddenStatus(
-            "status 'interrupted' is set by the server only; finish with 'complete', 'cancelled' or 'failed'"
-        )
+        raise ForbiddenStatus("only the server sets 'interrupted'; finish with 'complete', 'cancelled' or 'failed'")
     check_finish(request, limits)
     if message.status == request.status:
         return Decision(serial=message.finished or message.created)  # `created`: it was never streaming
@@ -511,15 +510,13 @@ def _finish(message: MessageState, request: FinishMessage, caller: Caller, limit
         at_ms=now_ms,
         request=_checked(request.request),
     )
-    return Decision(ops=(op,))
+    return Decision(ops=(op, *_withdrawn(state, message, now_ms)), result_op=0)
 
 
 def check_finish(request: FinishMessage, limits: Limits) -> None:
     """Raise InvalidRequest, InvalidText or TooLarge if `request` cannot finish any message."""
     if request.status == "streaming" or request.status not in STATUSES:
-        raise InvalidRequest(
-            f"status of a finish must be 'complete', 'cancelled' or 'failed', got {shown(request.status)}"
-        )
+        raise InvalidRequest(f"the status must be 'complete', 'cancelled' or 'failed', got {shown(request.status)}")
     if request.reason is not None:
         check_json(request.reason, limits.data_bytes, "reason", depth=1)
     _merged({}, request.meta, limits)  # raises if this cannot be stored
@@ -797,7 +794,7 @@ def _check_room(state: Draft, request: SendCommand, caller: Caller, limits: Limi
 def _check_count(count: int, limit: int, what: str) -> None:
     if count >= limit:
         raise TooMany(
-            f"{limit} {what} wait for a reply, which is the limit; send it again when one has its reply", limit=limit
+            f"the limit of {limit} {what} wait for a reply; send it again when one has its reply", limit=limit
         )
 
 
@@ -916,15 +913,20 @@ def _check_has_turn(
 
     A caller without that turn, or without a `generation`, gets `refusal`.
     """
-    message = state.message(target_id) if target_id is not None else None
-    if message is not None and message.claim is None and message.reply_to is not None:
-        message = state.message(message.reply_to)
+    message = _asked(state, target_id)
     claim = message.claim if message is not None and not message.deleted else None
     is_holder = caller.is_app or (message is not None and _has_turn(message, caller))
     if generation is None or not is_holder:
         raise refusal
     if claim is None or (claim.state, claim.generation, claim.within) != ("taken", generation, None):
         raise Fenced(f"attempt {generation} no longer has the turn of message {target_id!r}; end this handler")
+
+
+def _asked(state: Draft, id: str | None) -> MessageState | None:
+    """Return the message of this id, or the one that it answers unless it had a turn itself."""
+    message = state.message(id) if id is not None else None
+    asked = message.reply_to if message is not None and message.claim is None else None
+    return message if asked is None else state.message(asked)
 
 
 def _has_turn(message: MessageState, caller: Caller) -> bool:
@@ -957,6 +959,7 @@ def _carry_out_cancel(state: Draft, target: str, now_ms: int) -> list[Op]:
     for message in state.streaming():
         if target in (message.id, message.reply_to):
             ops.append(Finish(id=message.id, status="cancelled", reason=None, meta=message.meta, at_ms=now_ms))
+            ops += _withdrawn(state, message, now_ms)
             if message.reply_to is not None:
                 turns.add(message.reply_to)
     for message_id in sorted(turns):
@@ -982,8 +985,10 @@ def _target(state: Draft, request: SendCommand, caller: Caller) -> MessageState 
         raise NotFound(f"message {request.target!r} does not exist in this channel; check the target")
     if target.deleted:
         raise Deleted(f"message {request.target!r} was deleted; check the target")
-    if rules_of(request.name).stops and not _is_in_progress(state, target):
-        raise Finished(f"message {request.target!r} has no running answer to cancel; it may have ended already")
+    asked = _asked(state, target.id) if request.name == STEER.name else None  # a steer is also for the next answer
+    is_over = not _is_in_progress(state, target) and (asked is None or not asked.is_open)
+    if is_over and rules_of(request.name).replier is Replier.WORKER:
+        raise Finished(f"message {request.target!r} has no running answer to {request.name}; it may have ended already")
     return target
 
 
@@ -1059,18 +1064,24 @@ def _released(
 
 
 def _withdrawn(state: Draft, message: MessageState, now_ms: int) -> list[Reply]:
-    """Return the replies to the open questions and steers of the turn of `message`, which ends."""
-    asked = [one for one in state.open_commands() if command_id(one.id).startswith(QUESTION_MARK)]
-    steers = [one for one in state.open_commands() if one.sent.name == STEER.name]
-    if not (asked or steers) or message.claim is None or not message.claim.is_open:
+    """Return the replies to the open questions and steers of a turn that ends, or of an answer without a turn."""
+    questions = {one.id for one in state.open_commands() if command_id(one.id).startswith(QUESTION_MARK)}
+    left = [one for one in state.open_commands() if one.sent.name == STEER.name or one.id in questions]
+    turn = _asked(state, message.id)
+    claim = turn.claim if turn is not None and turn.is_open else None
+    if not left or (claim is not None and message.claim is None):  # the turn of this answer goes on
         return []
-    # answers of earlier attempts may not be in memory, and those in memory may have other ids
-    targets = {message.id, *reply_ids(message.id, message.claim.generation)}
-    targets.update(one.id for one in state.messages() if one.reply_to == message.id)
-    left = [(one, WITHDRAWN, one.sent.by) for one in asked] + [(one, UNREAD, None) for one in steers]
+    targets = {message.id}
+    if claim is not None:
+        # answers of earlier attempts may not be in memory, and those in memory may have other ids
+        targets.update(reply_ids(message.id, claim.generation))
+        targets.update(one.id for one in state.messages() if one.reply_to == message.id)
+    elif message.reply_to is not None and [one.reply_to for one in state.streaming()].count(message.reply_to) == 1:
+        targets.add(message.reply_to)
     return [
         Reply(id=one.id, ok=False, error=error, by=by, at_ms=now_ms)
-        for one, error, by in left
+        for one in left
+        for error, by in [(WITHDRAWN, one.sent.by) if one.id in questions else (UNREAD, None)]
         if one.sent.target in targets
     ]
 

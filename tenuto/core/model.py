@@ -216,9 +216,7 @@ def check_json(value: Json, limit_bytes: int, what: str, *, depth: int) -> int:
     _check_shape(value, what, depth, depth)
     size = len(encoded(value, what))
     if size > limit_bytes:
-        raise TooLarge(
-            f"{what} has {size} bytes as JSON, the limit is {limit_bytes}; make it smaller", limit=limit_bytes
-        )
+        raise TooLarge(f"{what} has {size} bytes as JSON, the limit is {limit_bytes}; shorten it", limit=limit_bytes)
     return size
 
 

@@ -300,9 +300,7 @@ class Outgoing:
                 f"part {position} of message {self.id!r} is a superseded attempt; use the index that part() returned"
             )
         if not 0 <= position <= count:
-            raise LocalError(
-                f"message {self.id!r} has {count} parts, so the index must be from 0 to {count}, got {position}"
-            )
+            raise LocalError(f"a part of message {self.id!r} has an index from 0 to {count}, got {position}")
         known = self._parts[position] if position < count else None
         if known is not None and known.owner not in (LEFT, SHOWN, FAILED):
             owner = known.owner  # a replaced part stays with its attempt
@@ -533,9 +531,7 @@ class Outgoing:
         """End the message. Only the server may end it as `interrupted`."""
         self.check_open()
         if status == "interrupted" and not is_server:
-            raise InvalidRequest(
-                "status 'interrupted' is set by the server only; finish with 'complete', 'cancelled' or 'failed'"
-            )
+            raise InvalidRequest("only the server sets 'interrupted'; finish with 'complete', 'cancelled' or 'failed'")
         end = FinishMessage(status=status, reason=reason, meta=meta or {}, generation=self.generation)  # type: ignore[arg-type]
         check_finish(end, self.limits)
         if status == "complete" and self._note_failed():

@@ -412,7 +412,7 @@ def rules_of(name: str) -> CommandRules:
 STEP_MARK = f"{STEP_NAME}~"  # the ids of steps, and no others, begin so: a client cannot take one that it computes
 QUESTION_MARK = "turn.ask~"  # the ids of questions of turns begin so, for the same reason
 WITHDRAWN: dict[str, Json] = {"code": "withdrawn", "detail": "the agent no longer waits for the reply"}
-UNREAD: dict[str, Json] = {"code": "withdrawn", "detail": "the turn has ended, and the agent has not read this"}
+UNREAD: dict[str, Json] = {"code": "withdrawn", "detail": "the answer has ended, and its writer has not read this"}
 ID_DIGITS = 18
 
 

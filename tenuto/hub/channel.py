@@ -264,7 +264,7 @@ class Ticks:
             try:
                 callback()
             except Exception:  # an error in one channel must not delay the viewers of other channels
-                logger.exception("a release of viewers failed")
+                logger.exception("the viewers of a channel get text late; please report this bug")
 
 
 @dataclass(eq=False, slots=True)

@@ -174,4 +174,4 @@ class Deadlines:
         try:
             known.action()
         except Exception:  # a failed action must not hold up other deadlines
-            logger.exception("a deadline's action failed")
+            logger.exception("the action at deadline %r failed; please report this bug", key)

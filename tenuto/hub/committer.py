@@ -308,9 +308,7 @@ class Committer:
         self._parked.clear()
         self._in_doubt.clear()  # their items were parked
         for item in items:
-            item.failed(
-                Draining("the hub stopped while the request was stored, so its outcome is unknown; send it again later")
-            )
+            item.failed(Draining("the hub stopped while this was stored, so the outcome is unknown; send it again"))
 
     # -- deciding ----------------------------------------------------------------------------------------------
 
@@ -345,11 +343,8 @@ class Committer:
             try:
                 asks = item.asks()
             except Exception:  # an exception from one writer must not fail the items of others
-                logger.exception("requests for channel %s could not be read", item.channel)
-                self._fail(
-                    item,
-                    TenutoError("the writer's requests could not be made because of a bug; the log has the reason"),
-                )
+                logger.exception("requests for channel %s could not be made; please report this bug", item.channel)
+                self._fail(item, TenutoError("the writer's requests could not be made: a bug; the log has the reason"))
                 continue
             if channel.watchers:
                 limit = MAX_ROWS  # viewers wait for this commit
@@ -412,7 +407,7 @@ class Committer:
                 refusal = error.with_traceback(None)
                 break
             except Exception:  # an unexpected exception in a decision must not fail the requests of others
-                logger.exception("a request about %r could not be decided", ask.key)
+                logger.exception("a request about %r could not be decided; please report this bug", ask.key)
                 refusal = TenutoError("the request could not be decided because of a bug; the hub's log has the reason")
                 break
             serials = [draft.add(op) for op in decision.ops]
@@ -481,7 +476,7 @@ class Committer:
             return error
         if isinstance(error, TimeoutError):
             return CommitUnknown(f"store {self._store.name!r} did not respond within {STORE_TIMEOUT_S:g} s; check it")
-        logger.error("the store failed in a way it should not", exc_info=error)
+        logger.error("store %r failed in a way it should not; report this bug", self._store.name, exc_info=error)
         return CommitUnknown(f"store {self._store.name!r} failed with {type(error).__name__}; the log has the reason")
 
     def _unclear(self, batch: _Batch, writes: Sequence[tuple[Channel, Write]]) -> dict[Channel, Unclear]:

@@ -79,9 +79,7 @@ class Hook:
         check_id(name, "a hook's name")
         unknown = [kind for kind in kinds if kind not in KINDS]
         if unknown or not kinds:
-            raise LocalError(
-                f"hook kinds must be among {', '.join(KINDS)}, got {', '.join(map(str, unknown)) or 'none'}"
-            )
+            raise LocalError(f"kinds must be among {', '.join(KINDS)}, got {', '.join(map(str, unknown)) or 'none'}")
         if inspect.isroutine(handler) and not inspect.iscoroutinefunction(handler):
             # Refused here: otherwise each call would fail later and be retried for ever, with only a log line.
             raise LocalError(f"hook {name!r} must be an async function; define it with `async def`")
@@ -167,7 +165,7 @@ class HookRunner:
             await self._until_stored(self._scan)
             return
         while True:
-            with logs_errors(f"hook {self._hook.name!r} did not see the entries of other processes"):
+            with logs_errors(f"hook {self._hook.name!r} sees the entries of other processes later"):
                 await self._take_term()
             await asyncio.sleep(SHARE_S)
 
@@ -223,7 +221,7 @@ class HookRunner:
         for task in self._tasks:
             task.cancel()
         # if the hook is not given back, the other nodes see soon that the lease of this node has ended
-        with logs_errors(f"hook {self._hook.name!r} was not stopped and given back"):
+        with logs_errors(f"hook {self._hook.name!r} was not given back; others get it when the lease ends"):
             async with asyncio.timeout(STOP_S):
                 if self._tasks:
                     await asyncio.wait(self._tasks)
@@ -238,9 +236,7 @@ class HookRunner:
                 await step()
                 return
             except TenutoError as error:
-                logger.error(
-                    "hook %r cannot begin yet (%s); it is tried again in %.0f s", self._hook.name, error, wait_s
-                )
+                logger.error("hook %r is tried again in %.0f s, as it cannot begin: %s", self._hook.name, wait_s, error)
                 await asyncio.sleep(wait_s)
                 wait_s = min(2 * wait_s, LAST_RETRY_S)
 

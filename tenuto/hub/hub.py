@@ -136,9 +136,7 @@ class HubCore(Lifecycle):
     def start_task(self, job: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
         """Run `job` as a task of the hub, which may outlive its request; a drain gives it time to finish."""
         if not isinstance(job, Coroutine):
-            raise LocalError(
-                f"start_task takes a coroutine, the result of a call of an `async def` function, got {shown(job)}"
-            )
+            raise LocalError(f"start_task takes a coroutine, the result of an `async def` function, got {shown(job)}")
         return self.runtime.tasks.start_job(job)
 
     def start_background(self, job: Coroutine[Any, Any, Any]) -> None:

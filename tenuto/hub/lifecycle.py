@@ -323,7 +323,7 @@ class Run:
 
 async def _store_rest(message_id: str, writer: Writer) -> None:
     """Store the text that `writer` has accepted; log an error, also if that takes longer than `SHUTDOWN_S`."""
-    with logs_errors(f"the last text of message {message_id!r} was not stored", is_limited=False):
+    with logs_errors(f"the last text of message {message_id!r} was not stored, and is lost", is_limited=False):
         async with asyncio.timeout(SHUTDOWN_S):
             await writer.flush()
 
@@ -481,7 +481,7 @@ class Lifecycle:
     async def drain_at_signal(self) -> None:
         """Drain. If the program ends meanwhile, and cancels all tasks, wait until the run has closed its store."""
         try:
-            with logs_errors("draining failed"):
+            with logs_errors("draining failed, so the next start recovers what runs"):
                 await self.drain()
         except asyncio.CancelledError:
             if self._run is not None:
@@ -557,7 +557,7 @@ class Lifecycle:
             if run.ready.done():
                 if not isinstance(error, Exception):
                     raise
-                logger.error("a mistake has ended this life of the hub", exc_info=error)
+                logger.error("a bug has ended this run of the hub; restart the process, and report it", exc_info=error)
                 if self._run is run and not self.viewing.is_draining and runtime is not None:
                     self._send_away(runtime)
                 return

@@ -132,6 +132,6 @@ async def _guarded(job: Coroutine[Any, Any, Any]) -> Any:
     try:
         return await job
     except TenutoError as error:
-        logger.warning("a task of the hub ended: %s (%s)", error, error.code)
+        logger.warning("task %s of the hub ended: %s (%s)", getattr(job, "__qualname__", job), error, error.code)
     except Exception:
-        logger.exception("a task of the hub failed")
+        logger.exception("task %s of the hub failed", getattr(job, "__qualname__", job))

@@ -61,6 +61,7 @@ logger = logging.getLogger("tenuto.hub")
 
 
 RETRY_S = 0.25  # wait before the next try after the store failed; a full disk is not emptied faster
+NOT_ENDED = "message %r of %s was not ended as %s, and is interrupted once the store responds: %s"
 PATIENCE_S = 10.0  # how long `append`, `flush` and the end of the block wait while the store fails
 # The same for the end of a block while the hub drains. After two seconds (`lifecycle.SHUTDOWN_S`) it waits for handlers
 # no more, and one that still runs would work beside those of the next run.
@@ -366,7 +367,7 @@ class MessageWriter(Writer):
             async with asyncio.timeout(PATIENCE_S):
                 await self._hub.ask(self.channel, self.id, end, self._caller)
         except (TenutoError, TimeoutError) as trouble:
-            logger.warning("message %r of %s could not be ended as failed: %r", self.id, self.channel, trouble)
+            logger.warning(NOT_ENDED, self.id, self.channel, "failed", str(trouble) or "timed out")
 
     async def _finish_early(self, error: BaseException) -> None:
         """Store the accepted requests and finish the message, because `error` ended its block early.
@@ -390,7 +391,7 @@ class MessageWriter(Writer):
         except (TenutoError, TimeoutError) as trouble:
             if status == "interrupted" and isinstance(trouble, Finished | Fenced):
                 return  # another node has interrupted the message, or continues it
-            logger.warning("message %r of %s could not be ended as %s: %r", self.id, self.channel, status, trouble)
+            logger.warning(NOT_ENDED, self.id, self.channel, status, str(trouble) or "timed out")
 
 
 ABANDONED_S = 1.0  # wait before the check that an abandoned message has ended, and between two tries to end it
@@ -456,9 +457,7 @@ async def _interrupt(hub: Lifecycle, channel: str, message_id: str, generation: 
             if isinstance(error, Draining) or not (error.retry or isinstance(error, StoreUnusable)):
                 return
         except Exception:
-            logger.exception(
-                "message %r of channel %r could not be interrupted; the hub tries again", message_id, channel
-            )
+            logger.exception("message %r of %s could not be interrupted; the hub tries again", message_id, channel)
 
 
 def _is_abandoned(runtime: Runtime, message: MessageState, channel: str, generation: int, takeover: str | None) -> bool:
@@ -544,7 +543,7 @@ class Recovery:
                 failures.append((channel, error))
                 is_late = channel in self._late  # so no call reports it
                 if not isinstance(error, TenutoError):
-                    logger.exception("channel %s was not recovered", channel)
+                    logger.exception("channel %s was not recovered, because of a bug; please report it", channel)
                 elif is_late:
                     logger.warning("channel %s was not recovered; the hub tries again: %s", channel, error)
                 if is_late:

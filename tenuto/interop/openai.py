@@ -1100,7 +1100,7 @@ class _Socket:
                 except OSError:
                     raise  # the peer is gone
                 except Exception:
-                    logger.exception("a request of a socket failed")
+                    logger.exception("a request of a socket failed; please report this bug")
                     await self._fail(lane, {"status": 500, "code": "internal", "detail": "internal error", "title": ""})
                 finally:
                     lane.sending = lane.previous = lane.events = None

@@ -204,7 +204,7 @@ class Heartbeats:
                     try:
                         target.send_heartbeat()
                     except Exception:
-                        logger.exception("a heartbeat failed")
+                        logger.exception("a heartbeat failed; please report this bug")
 
     def _run_tick(self) -> None:
         self.tick()

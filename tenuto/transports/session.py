@@ -424,7 +424,7 @@ class Attachments:
             attachment.is_catching_up = True
             self._session.start_task(self._catch_up(attachment, feed))
         except Exception:
-            logger.exception("the events of channel %s cannot be sent to a socket", attachment.channel)
+            logger.exception("a socket of channel %s is closed; please report this bug", attachment.channel)
             self._session.end(FAILED, "internal")
         return ()
 
@@ -438,10 +438,10 @@ class Attachments:
                 self.leave(attachment.channel)
                 self._session.refuse(None, error, channel=attachment.channel)
         except TenutoError as error:
-            logger.warning("a channel of a socket cannot be read: %s", error)
+            logger.warning("a socket is closed, as channel %s cannot be read: %s", attachment.channel, error)
             self._session.end(FAILED, error.code)
         except Exception:
-            logger.exception("a channel of a socket cannot be read")
+            logger.exception("a socket of channel %s is closed; please report this bug", attachment.channel)
             self._session.end(FAILED, "internal")
         else:
             attachment.is_catching_up = False
@@ -524,9 +524,10 @@ class Session:
             self.respond_error(frame.ref, error)
 
     def drain(self) -> None:
-        """Close the session because the hub drains."""
+        """Close the session because viewers must leave."""
         if self.closing is None:
-            self.end(DRAINED, "draining", retry_ms=random.randint(*RETRY_MS))
+            reason = "store_unavailable" if self.hub.viewing.is_cut_off else "draining"
+            self.end(DRAINED, reason, retry_ms=random.randint(*RETRY_MS))
 
     def close(self, *, keeps_leases: bool = False) -> None:
         """Detach from all channels, and give up presence, leases and turns: the connection has ended or will end.

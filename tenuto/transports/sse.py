@@ -195,7 +195,7 @@ class EventStream:
 
         The exception goes no further: the tick must go on to the channel's other viewers.
         """
-        logger.exception("an event stream is broken off")
+        logger.exception("an event stream is broken off; please report this bug")
         self._break_off(unexpected())
 
     def _break_off(self, why: TenutoError) -> None:

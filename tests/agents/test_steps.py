@@ -287,7 +287,7 @@ async def test_a_wrong_argument_is_named(call: Any, error: Any, words: str) -> N
         (10**400, InvalidRequest, "has an integer of 1329 bits, the limit is 64 bits with the sign; send it as text"),
         ({1: 2}, InvalidRequest, "has the key 1, but keys must be text"),
         (msgspec.json.decode("[" * 65 + "]" * 65), InvalidRequest, "64 levels, which is the limit; flatten"),
-        ("x" * 262_144, TooLarge, "; make it smaller, or return a reference to it (Limits.step_bytes)"),
+        ("x" * 262_144, TooLarge, "; shorten it, or return a reference to it (Limits.step_bytes)"),
         ("\ud800", InvalidText, "holds the lone surrogate '\\ud800' at offset 0"),
     ],
 )

@@ -225,9 +225,8 @@ async def test_cancel_stops_the_handler_at_once_and_gets_a_reply(target: str) ->
 
     hub = await hub_asked(bot, 1)
     sent_s = loop.time()
-    command = await hub.command(
-        "chat:1", "cancel", target="m1" if target == "question" else reply_id("m1", 1), by="ann"
-    )
+    target_id = "m1" if target == "question" else reply_id("m1", 1)
+    command = await hub.command("chat:1", "cancel", target=target_id, by="ann")
     await until_over(hub, 1)
     await asyncio.sleep(1)
     found = await messages(hub)

@@ -13,9 +13,8 @@ from pathlib import Path
 from tests.examples.test_documented import typed_blocks
 
 README = (Path(__file__).parents[2] / "README.md").read_text()
-(AGENT,) = (
-    one for one in re.findall(r"^```python\n(.*?)^```$", README, re.MULTILINE | re.DOTALL) if "hub.agent" in one
-)
+BLOCKS = re.findall(r"^```python\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+(AGENT,) = (one for one in BLOCKS if "hub.agent" in one)
 
 SHAPES = """
 from anthropic import AsyncAnthropic

@@ -261,10 +261,10 @@ async def test_turn_whose_answer_the_hub_interrupts_gets_its_next_attempt() -> N
         assert await endings(hub) == [("bot", "attempt 2", "complete", None)]
 
 
-@pytest.mark.parametrize("at", ["attach", "create", "finish"])
+@pytest.mark.parametrize(("at", "away_s"), [("attach", 2.0), ("create", 2.0), ("approve", 1.5), ("finish", 2.0)])
 @virtually
-async def test_turn_whose_hub_is_away_for_longer_than_the_timeout_is_not_over(at: str) -> None:
-    """The connection is lost just after the turn has arrived, or as its answer begins or ends."""
+async def test_turn_whose_hub_is_away_for_longer_than_the_timeout_is_not_over(at: str, away_s: float) -> None:
+    """The connection is lost just after the turn has arrived, or as its answer begins, asks a question or ends."""
     begun: list[int] = []
     async with virtual_hub() as (hub, wire):
         client = client_of(wire, client_id="bot", timing=replace(QUICK, request_s=1.0))
@@ -273,16 +273,17 @@ async def test_turn_whose_hub_is_away_for_longer_than_the_timeout_is_not_over(at
         async def bot(turn: Turn) -> None:
             begun.append(turn.attempt)
             async with turn.reply() as message:
+                await turn.ask("approve", timeout_s=1)
                 await message.append("an answer")
 
         def refuse(frame: dict[str, Any]) -> None:
-            if frame["type"] == at and wire.dials == 1:
+            if at in (frame["type"], frame.get("name")) and wire.dials == 1:
                 wire.is_away = True
                 wire.cut()
 
         wire.refuse = refuse
         async with questioned(hub, client):
-            await asyncio.sleep(2)
+            await asyncio.sleep(away_s)
             assert (wire.is_away, begun) == (True, [1] * (at != "attach"))
             wire.is_away = False
             await asyncio.sleep(120)

@@ -72,7 +72,7 @@ def test_index_beyond_the_end_is_refused() -> None:
 def test_client_cannot_replace_an_attempt() -> None:
     harness = begun(text_part("one"))
     supersede(harness, 0, text="two")
-    with pytest.raises(InvalidRequest, match="part 0 of message 'm' is a superseded attempt"):
+    with pytest.raises(InvalidRequest, match="part 0 of 'm' is a superseded attempt"):
         harness.ask("m", PutPart(index=0, part=text_part("x")))
     harness.ask("m", PutPart(index=1, part=text_part("x")))
 

@@ -15,6 +15,7 @@ from msgspec.structs import replace
 
 from tenuto.core.errors import (
     AlreadyAnswered,
+    Deleted,
     Finished,
     Forbidden,
     IdConflict,
@@ -30,7 +31,7 @@ from tenuto.core.model import OPTIONS_KEY
 from tenuto.core.ops import Claim, Command, Finish, Reply
 from tenuto.core.requests import Caller, references, regenerate_options_id, stored_options
 from tenuto.core.state import ClaimState
-from tenuto.core.turns import question_id, step_id
+from tenuto.core.turns import UNREAD, question_id, step_id
 from tests.core.harness import ADMIN, AGENT, ANN, APP, BOB, NAMELESS, PERSON, SERVER, LogHarness
 
 EVE = Caller(id="eve", may_read=False)
@@ -390,7 +391,7 @@ turn_over        app app_reads server admin
 turn_lost        app app_reads server admin
 """
 ROWS = MAY_REPLY.strip().splitlines()
-CASES = [("cancel", row) for row in ROWS] + [("steer", row) for row in ROWS if "turn_over" not in row]  # it has a reply
+STEERED = [row for row in ROWS if not row.startswith(("over", "turn_over"))]  # the end replies to steers
 
 
 def target_in(state: str, served: LogHarness) -> str:
@@ -415,7 +416,7 @@ def target_in(state: str, served: LogHarness) -> str:
     return "b" if state == "other_answer" else "m" if "m" in served.state.messages else "q"
 
 
-@pytest.mark.parametrize(("name", "row"), CASES)
+@pytest.mark.parametrize(("name", "row"), [*(("cancel", row) for row in ROWS), *(("steer", row) for row in STEERED)])
 def test_callers_that_may_reply_to_a_cancel_or_steer_are_those_of_the_table(name: str, row: str) -> None:
     state, *expected = row.split()
     found = []
@@ -435,6 +436,25 @@ def test_callers_that_may_reply_to_a_cancel_or_steer_are_those_of_the_table(name
             found.append(who)
         assert served.known_command("c").is_open is (who not in found)
     assert sorted(found) == sorted(expected)
+
+
+@pytest.mark.parametrize("end", ["finish", "interrupt", "delete", "cancel"])
+def test_steers_of_an_answer_without_a_turn_get_a_reply_when_it_ends_and_later_ones_are_refused(end: str) -> None:
+    log = LogHarness()
+    log.create("q", text="question")
+    log.stream("m", reply_to="q")
+    log.stream("other")
+    for target in ("m", "q", "other"):
+        log.command(f"for-{target}", "steer", target=target)
+    getattr(log, end)(*(["stop", "q"] if end == "cancel" else ["m"]))
+    if end == "cancel":
+        log.settle("stop")
+    assert [one.sent.target for one in log.state.pending_commands()] == ["other"]
+    for target in ("m", "q"):
+        reply = log.known_command(f"for-{target}").reply
+        assert (reply and (reply.ok, reply.error, reply.by)) == (False, UNREAD, None)
+        with pytest.raises((Finished, Deleted)):
+            log.command("late", "steer", target=target)
 
 
 def test_reply_to_a_steer_without_a_target_needs_write_access(harness: LogHarness) -> None:

@@ -146,9 +146,8 @@ def test_tool_input_is_added_to_and_sent_whole_on_resume() -> None:
     tool = {"type": "tool", "call": "c", "name": "f", "input": "{"}
     progress = MessageProgress("m")
     progress.begin(streaming(tool))
-    assert progress.receive([MessageAppend(serial=2, id="m", part=0, at=0, text="{}")]) == [
-        TextAdded(0, "tool", 1, "}")
-    ]
+    whole = MessageAppend(serial=2, id="m", part=0, at=0, text="{}")
+    assert progress.receive([whole]) == [TextAdded(0, "tool", 1, "}")]
     assert progress.sent() == Sent([0], False)
     again = MessageProgress("m", progress.sent())
     assert again.begin(streaming({**tool, "input": "{}"})) == [PartReplaced(0, {**tool, "input": "{}"}, 0)]

@@ -66,7 +66,7 @@ REQUESTS: dict[str, Request] = {
     "lease_2": RenewLease(lease_s=60, generation=2),
     "update_2": UpdateMessage(text="other", generation=2),
     "finish_2": FinishMessage(generation=2),
-    "command": SendCommand(name="steer", target="m"),
+    "command": SendCommand(name="approve", target="m"),
 }
 # rows that one row stands for
 GROUPS = {

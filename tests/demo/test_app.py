@@ -359,9 +359,8 @@ async def test_a_guest_trades_the_secret_for_a_cookie_once() -> None:
         assert asked.json()["message"]["author"] == person["id"]
         foreign = {"origin": "http://evil.example"}
         assert (await here.http.post("/demo/kill", json={}, headers=foreign)).status_code == 403
-        other = await here.http.post(
-            "/tenuto/v1/channels/chat:1/messages", json={"text": "?"}, headers={"origin": BASE}
-        )
+        path = "/tenuto/v1/channels/chat:1/messages"
+        other = await here.http.post(path, json={"text": "?"}, headers={"origin": BASE})
         assert other.status_code == 403  # a guest is let into the chats of the demo alone
 
         made = await here.http.post("/demo/invites", json={"channel": CHANNEL}, headers={"origin": BASE})

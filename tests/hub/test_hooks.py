@@ -122,7 +122,7 @@ def test_hook_with_a_used_name_or_a_wrong_kind_or_pattern_is_refused() -> None:
     listen(hub, name="h")
     with pytest.raises(LocalError, match="already"):
         listen(hub, name="h")
-    with pytest.raises(LocalError, match="hook kinds must be among"):
+    with pytest.raises(LocalError, match="kinds must be among"):
         listen(hub, "message.append", name="i")
     with pytest.raises(LocalError, match="pattern"):
         listen(hub, pattern="a*b", name="j")

@@ -94,9 +94,7 @@ def test_the_most_specific_pattern_holds(patterns: set[str], channel: str) -> No
     fitting = [one for one in patterns if matches(one, channel)]
     best = max(fitting, key=lambda one: (not one.endswith("*"), len(one)), default=None)
     found = policies.find(channel)
-    assert (found.age_ms if found is not None else None) == (
-        int(ages[best][:-1]) * DAY_MS if best is not None else None
-    )
+    assert (found.age_ms if found else None) == (int(ages[best][:-1]) * DAY_MS if best is not None else None)
     assert sum(matches(one, channel) for one in policies.within()) == bool(fitting)
 
 

@@ -13,9 +13,7 @@ import sys
 from pathlib import Path
 
 TIMEOUT_S = 60.0
-CELL = (
-    'hub = Hub(FastStore("chat.db"), hooks_signals=False)\nhub.drain_s = 0\nm = await hub.create("c", text="hello")\n'
-)
+CELL = 'hub = Hub(FastStore("chat.db"), hooks_signals=False)\nhub.drain_s = 0\nm = await hub.create("c", text="hi")\n'
 FIRST = (
     "from functools import partial\n"
     "from tenuto import Hub\n"

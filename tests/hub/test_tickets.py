@@ -12,9 +12,7 @@ from tenuto.hub.access.identity import Expired, Identity
 from tenuto.hub.access.tickets import MAX_CHARACTERS, Tickets, split_seal
 
 KEY, OTHER = b"k" * 32, b"o" * 32
-ADA = Identity(
-    client_id="ada", grants={"chat:*": frozenset({"subscribe", "history", "publish"})}, expires_at_ms=10_000_000
-)
+ADA = Identity(client_id="ada", grants={"chat:*": frozenset({"subscribe", "history", "publish"})}, expires_at_ms=10**7)
 SEEN = Cursor("e", 5)
 
 

@@ -126,9 +126,8 @@ async def test_stream_that_opens_while_the_hub_is_cut_off_ends_within_a_term(met
     hub = Hub(store, hooks_signals=False, drain_s=0.0, clock=SimClock(loop, Random(1)))
     install_routes(hub, app)
     await hub.create("chat:1", id="u", text="you", starts_turn=False)
-    await hub.ask(
-        "chat:1", "a", CreateMessage(role="assistant", status="streaming", text="Hello", reply_to="u"), SERVER
-    )
+    answer = CreateMessage(role="assistant", status="streaming", text="Hello", reply_to="u")
+    await hub.ask("chat:1", "a", answer, SERVER)
     hub.channel("chat:1").state.trim(0)  # so that the stream reads the store
     store.break_off("silent")
     cut_s = loop.time()

@@ -28,7 +28,7 @@ _ANSWER = {"role": "assistant", "text": "x"}
 _PUT = {"part": 0, "value": _TEXT}
 _IN_1 = {"text": "other", "generation": 1}
 _LEAVE = {"member": "{id}", "leave": True}
-_STEER = {"name": "steer", "target": "{id}"}
+_ASK = {"name": "approve", "target": "{id}"}
 _AGAIN = {"name": "regenerate", "target": "{id}", "options": {"seed": 1}}  # the target is no question
 
 # Rules about ownership, in the words of the page.
@@ -111,7 +111,7 @@ OPERATIONS = (
     Operation("be present", ("presence",), f"PUT {_MEMBER}", {}, "presence", {"member": "{id}"}, MEMBER, "me"),
     Operation("leave", ("presence",), f"DELETE {_MEMBER}", None, "presence", _LEAVE, "the same", "me"),
     Operation("signal", ("presence",), f"POST {_C}/signals", {"name": "typing"}, "signal"),
-    Operation("send a command", ("command",), f"POST {_C}/commands", _STEER, "command", None, KNOWN, "growing"),
+    Operation("send a command", ("command",), f"POST {_C}/commands", _ASK, "command", None, KNOWN, "growing"),
     Operation(
         *("… with options", ("command", "publish"), f"POST {_C}/commands", _AGAIN, "command", None, ANY, "growing"),
         allowed="invalid_request",

@@ -82,10 +82,12 @@ async def test_peer_is_not_silent_before_it_got_pings(own_hub: Hub) -> None:
     assert viewer.take() == {"type": "ping", "n": 2}
 
 
-async def test_closed_session_takes_and_sends_no_frames(own_hub: Hub) -> None:
+@pytest.mark.parametrize("reason", ["draining", "store_unavailable"])
+async def test_closed_session_takes_and_sends_no_frames(own_hub: Hub, reason: str) -> None:
     line = Line(own_hub)
     line.request("attach", channel="c")
     await line.frame()
+    own_hub.viewing.is_cut_off = reason != "draining"
     line.session.drain()
     line.session.drain()
     line.request("create", ref=7, channel="c", id="m1")
@@ -93,9 +95,9 @@ async def test_closed_session_takes_and_sends_no_frames(own_hub: Hub) -> None:
     line.now_s = 100.0
     bye = line.take()
     assert bye is not None
-    assert (bye["type"], bye["reason"]) == ("bye", "draining")
+    assert (bye["type"], bye["reason"]) == ("bye", reason)
     assert line.take() is None
-    assert line.session.closing == (1012, "draining")
+    assert line.session.closing == (1012, reason)
     assert own_hub.stats()["feeds"] == 0
     assert (await own_hub.info("c")).serial == 0
 

@@ -429,9 +429,7 @@ async def test_route_learns_the_visitor_and_sets_the_cookie(hub: Hub) -> None:
             assert response.status_code == 200
             assert len(response.headers.get_list("set-cookie")) == 1
             served.http.cookies.clear()
-        accepted, *_ = await exchange(
-            partial(hub.serve_socket, handle=lambda socket: asyncio.sleep(0)), kind="websocket"
-        )
+        accepted, *_ = await exchange(partial(hub.serve_socket, handle=lambda _: asyncio.sleep(0)), kind="websocket")
         assert [name for name, _ in accepted["headers"]] == [b"set-cookie"]
         channel = response.headers["tenuto-channel"]
         question, answer = (await hub.history(channel)).messages[::-1]

@@ -138,7 +138,7 @@ async def _serve_one(app: App, reader: asyncio.StreamReader, writer: asyncio.Str
     except (TimeoutError, EOFError, OSError) as error:
         logger.debug("a connection to the control socket was closed: %r", error)
     except Exception:
-        logger.exception("a request on the control socket failed")
+        logger.exception("a request on the control socket failed; please report this bug")
     finally:
         writer.transport.abort()
 

@@ -236,7 +236,7 @@ class WorkerPool:
         if 0 <= now_ms - self.patterns.get(pattern, -NOTED_MS) < NOTED_MS:
             return
         if pattern not in self.patterns and len(self.patterns) >= REMEMBERED_PATTERNS:
-            logger.warning("agents serve more than %d patterns; %r is not remembered", REMEMBERED_PATTERNS, pattern)
+            logger.warning("messages for %r wait for no agent: more than %d patterns", pattern, REMEMBERED_PATTERNS)
             return
         self.patterns[pattern] = now_ms
         self._spawn(self._note(pattern, now_ms))
@@ -575,7 +575,7 @@ class TurnScheduler:
             if isinstance(result, TenutoError):
                 self._not_claimed(channel, turn, result)
                 return
-            logger.warning("message %s of %s is given up after %d attempts", turn.message_id, channel, ATTEMPTS)
+            logger.warning("%s in %s failed: its agent died %d times, see its log", turn.message_id, channel, ATTEMPTS)
             self._moved(channel, turn, turn.resolve(TurnEvent.ENDED))
             self.offer(channel)
 
@@ -899,7 +899,7 @@ class SharedTurns:
                 self._scheduler.inspect(await in_time(self._fresh(name), self._store.name), None)
             except Exception as error:
                 self._unread[name] = None
-                logger.warning("the turns of channel %s were not read: %r", name, error)
+                logger.warning("the turns of channel %s were not read; the hub tries again: %r", name, error)
                 if isinstance(error, StoreUnavailable):  # the store may not respond for further channels either
                     break
                 continue

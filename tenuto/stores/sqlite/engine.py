@@ -584,10 +584,8 @@ class Engine:
                 self._keeps_deleted = True
         if not keys:
             if self._kept:
-                logger.error(
-                    "store file %s: %d documents of a deleted channel cannot be removed: %s; restore a backup",
-                    *(self._file.path, len(self._kept), self._kept[0]),
-                )
+                what = "store file %s: %d documents of a deleted channel cannot be removed: %s; restore a backup"
+                logger.error(what, self._file.path, len(self._kept), self._kept[0])
             self._deleted.pop(0)
             self._kept = []
         self._count_pages(limit * DOCUMENT_PAGES)
@@ -611,7 +609,7 @@ class Engine:
         try:
             self._drop_outdated(now_ms)
         except FAILURES as error:  # such as damage, which puts off no other work
-            logger.warning("store file %s: outdated data cannot be removed: %r", self._file.path, error)
+            logger.warning("store file %s: outdated data stays; run `tenuto verify`: %r", self._file.path, error)
         try:
             self._go_on(TIDY_S)
         except FAILURES as error:

@@ -97,9 +97,7 @@ def check_wal(path: Path, lock: FileLock) -> None:
         return  # it belongs to the file
     if _is_foreign(path, mark, lock):
         aside = set_aside(path)
-        logger.warning(
-            "store file %s is a backup, and %s belongs to the file that it replaced; it is now %s", path, wal, aside
-        )
+        logger.warning("store file %s is a backup; %s, of the file that it replaced, is now %s", path, wal, aside)
         return
     if mark == UNREADABLE:
         why = "the file itself cannot be read"

@@ -186,7 +186,7 @@ class _Work(Struct, Generic[T], eq=False):
             with contextlib.suppress(RuntimeError):  # the loop is closed, so no caller waits
                 caller.get_loop().call_soon_threadsafe(_settle, caller, result, error)
         elif error is not None:
-            logger.error("the last work of a store failed", exc_info=error)
+            logger.error("the last work of a store failed; its next start repairs it", exc_info=error)
 
 
 def _settle(caller: asyncio.Future[T], result: Any, error: BaseException | None) -> None:
