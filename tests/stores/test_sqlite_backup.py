@@ -67,7 +67,7 @@ async def test_backup_copied_over_the_file_of_a_killed_process_is_not_mixed_with
     async with opened(path) as store:
         assert await texts(store, "c", "m0", *MESSAGES) == ["backed up", "backed up"]
         assert (await head_of(store, "c")).epoch != "e1"
-    assert "belongs to the file that it replaced" in caplog.text
+    assert ", of the file that it replaced, is now " in caplog.text
     assert len(list(path.parent.glob("chat.db-wal.foreign-*"))) == 1
     assert run_from_outside(path, "PRAGMA integrity_check") == [("ok",)]
 
