@@ -51,10 +51,10 @@ export class Marks {
   changed() {
     const { channel, client } = this.panel
     const isLive = channel.state === "live"
-    if (isLive === this.#isLive && (isLive || this.#stood)) return false
-    const { messages, isFromCache } = channel.getSnapshot()
+    if (isLive === this.#isLive) return false
+    const { messages } = channel.getSnapshot()
     if (!isLive) {
-      if (this.#isLive || isFromCache) this.#stood = lengthsOf(messages)
+      this.#stood = lengthsOf(messages)
       this.#quietUntil = client.token.isExpired ? client.now() + RENEWAL_MS : 0
     }
     this.#isLive = isLive
