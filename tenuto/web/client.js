@@ -115,7 +115,7 @@ export class Client extends Observable {
   constructor(options) {
     super()
     /** @internal */ this.options = options
-    /** @internal */ this.base = baseOf(options.url)
+    /** @internal */ this.base = baseOf(options)
     /** @internal */ this.token = new Token(options.token)
     /** @internal */ this.outbox = new Outbox(this, options.identity)
     /** @internal */ this.now = options.now ?? (() => performance.now())
@@ -413,11 +413,11 @@ export class Client extends Observable {
   }
 }
 
-/** @param {string} [url] without one, "//" is refused as any invalid address is */
-function baseOf(url) {
+/** Return the address of the hub. @param {any} options of a program that no compiler may have checked */
+function baseOf(options) {
+  const url = options?.url
   try {
-    return new URL(url ?? "//", globalThis.location?.href).href.replace(/\/+$/, "")
-  } catch {
-    throw refusal("invalid_request", `connect({ url }) needs a url, absolute outside of a page: ${url}`)
-  }
+    if (typeof (url.href ?? url) === "string") return new URL(url, globalThis.location?.href).href.replace(/\/+$/, "")
+  } catch {} // no url, or an invalid one
+  throw refusal("invalid_request", `connect({ url }) needs a url, absolute outside of a page: ${typeof options === "object" ? url : options}`)
 }

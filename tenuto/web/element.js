@@ -234,7 +234,7 @@ export class TenutoChat extends Base {
   choose(name) {
     const before = this.#panel
     if (!before || !this.#root) return
-    this.keep({ chat: name, seen: undefined })
+    this.keep({ seen: undefined })
     before.close()
     this.#panel = before.another(this.#root, name)
   }

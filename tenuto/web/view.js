@@ -437,8 +437,7 @@ class Piece {
     const known = this.#points - at // code points of the new text that the part already has
     const points = countPoints(text)
     if (points > known) {
-      // JavaScript engines join lazily, so this does not copy the existing text
-      this.#text += known ? dropPoints(text, known) : text
+      this.#text += dropPoints(text, known) // JavaScript engines join lazily, so this does not copy the existing text
       this.#points = at + points
     }
     this.serial = serial

@@ -101,11 +101,10 @@ async def test_an_editor_gives_the_focus_back_and_escape_closes_no_dialog_around
         await here.page.locator(".assistant[data-status=cancelled]").wait_for()
         await here.page.evaluate(_FOCUSED)
         await _tab_until(here.page, "Edit", key="Shift+Tab")
-        for key in ("Enter", "Escape"):
+        for name, key in (("Save", "Escape"), ("Cancel", "Enter")):
             await here.page.keyboard.press("Enter")
             await here.page.wait_for_function("() => focused().tag === 'textarea'")
-            if key == "Enter":
-                await _tab_until(here.page, "Cancel")
+            await _tab_until(here.page, name)
             await here.page.keyboard.press(key)
             await here.page.wait_for_function("() => focused().name === 'Edit'")
         assert await here.page.locator(".panel").evaluate("it => it.clientWidth") == 300  # in a closed dialog 0

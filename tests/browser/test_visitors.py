@@ -57,8 +57,6 @@ async def site(browser: Browser, tag: str = TAG, hub: Hub | None = None, **limit
         here.address = f"http://localhost:{served.port}/"
         yield here
         here.goes_on.set()
-        for context in browser.contexts:
-            await context.close()
 
 
 async def ask(page: Page | Frame, text: str) -> None:
@@ -73,15 +71,19 @@ def messages(page: Page | Frame) -> Locator:
 async def test_two_browsers_see_two_chats_and_each_keeps_its_own(browser: Browser) -> None:
     async with site(browser) as here:
         ann, bob = await here.visitor(), await here.visitor()
-        await ask(ann, "from Ann")
-        await expect(messages(ann)).to_have_text(["from Ann", "You asked: from Ann The end."])
-        await ask(bob, "from Bob")
-        await expect(messages(bob)).to_have_text(["from Bob", "You asked: from Bob The end."])
+        for page, name in ((ann, "Ann"), (bob, "Bob")):
+            await ask(page, f"from {name}")
+            await expect(messages(page)).to_have_text([f"from {name}", f"You asked: from {name} The end."])
         for page, name in ((ann, "Ann"), (bob, "Bob")):
             await page.reload()
             await expect(messages(page)).to_have_text([f"from {name}", f"You asked: from {name} The end."])
         second_tab = await ann.context.new_page()
         await second_tab.goto(here.address)
+        await expect(messages(second_tab).first).to_have_text("from Ann")
+        await ann.get_by_role("button", name="New chat").click()
+        await ask(ann, "anew")
+        await expect(messages(ann)).to_have_count(2)
+        await second_tab.reload()  # it goes on with its chat, although there is a newer one
         await expect(messages(second_tab).first).to_have_text("from Ann")
 
 

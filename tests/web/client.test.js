@@ -15,10 +15,21 @@ test("a relative url outside of a page is refused with the remedy", () => {
   assert.throws(() => connect({ url: "/tenuto" }), { code: "invalid_request", message: expected })
 })
 
-test("a string in place of the options is refused, also in a page", (t) => {
-  globalThis.location = { href: "http://page.test/" }
+test("connect names wrong options and the remedy, also in a page", (t) => {
+  globalThis.location = { href: "http://page.test/app/" }
   t.after(() => delete globalThis.location)
-  assert.throws(() => connect("/tenuto"), { code: "invalid_request", message: /^connect\(\{ url \}\) needs a url.*: undefined$/ })
+  for (const [options, named] of [
+    [undefined, "undefined"], [null, "undefined"], ["/tenuto", "/tenuto"], [5, "5"], [{}, "undefined"], [{ token: "secret" }, "undefined"],
+    [{ url: null }, "null"], [{ url: 5 }, "5"], [{ url: ["/tenuto"] }, "/tenuto"], [{ url: {} }, "[object Object]"], [{ url: "http://" }, "http://"],
+  ]) {
+    const message = `connect({ url }) needs a url, absolute outside of a page: ${named}`
+    assert.throws(() => connect(options), { code: "invalid_request", message })
+  }
+  for (const url of ["../tenuto/", new URL("http://page.test/tenuto")]) {
+    const client = connect({ url, WebSocket: class { close() {} } })
+    assert.equal(client.base, "http://page.test/tenuto")
+    client.close()
+  }
 })
 
 describe("a channel over WebSocket", () => {

@@ -4,6 +4,7 @@ import { test } from "node:test"
 
 import { Marks } from "../../tenuto/web/chat/marks.js"
 import { STRINGS } from "../../tenuto/web/chat/strings.js"
+import { View } from "../../tenuto/web/view.js"
 import { append, attached, channelOf, goLive, message, settled, update } from "./fakes.js"
 
 /** Return the marks of a channel with one running answer, and a function that changes its text, its attempts and the connection. */
@@ -44,7 +45,7 @@ function marksOf(t, options) {
   const { w, channel } = channelOf(t, options)
   const marks = new Marks(/** @type {any} */ ({ host: {}, words: STRINGS, channel, client: w.client, closing: new AbortController() }))
   channel.subscribe(() => marks.changed() && marks.choose())
-  return { w, words: () => marks.of(channel.getSnapshot().messages[0]).map(({ text }) => text) }
+  return { w, channel, words: () => marks.of(channel.getSnapshot().messages[0]).map(({ text }) => text) }
 }
 
 const RECONNECTED = ["Reconnected. **1 characters** came back."]
@@ -113,4 +114,15 @@ test("an answer through which the page is reloaded again and again has one mark,
     marks.save() // as the panel does when its page ends
   }
   assert.deepEqual(shown, [[3, "Welcome back. **4 characters** came back."]])
+})
+
+test("a new tab that begins with the view of the cache has no mark, because the person has not left", (t) => {
+  const { w, channel, words } = marksOf(t, {})
+  const view = new View()
+  view.apply({ cursor: "e:1", events: [attached(1), update(message("m", 1, "a"))] })
+  channel.show(view, true)
+  w.socket.open()
+  w.socket.events("c", "e:2", attached(2, { resumed: true }), append(2, "m", 1, "b"))
+  assert.equal(channel.getSnapshot().messages[0].text, "ab")
+  assert.deepEqual(words(), [])
 })

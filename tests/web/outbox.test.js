@@ -299,6 +299,15 @@ describe("the outbox", () => {
     })
   }
 
+  test("of an identity is in view after a reload without a connection, unless it is another person's", async (t) => {
+    withStorage(t)
+    const { channel } = live(t, "ann", { identity: "ann" })
+    channel.send({ id: "q", text: "hi" }).catch(() => {})
+    for (const [identity, seen] of [["ann", [["q", "hi", "sending"]]], ["bob", []]]) assert.deepEqual(shown(channelOf(t, { identity }).channel), seen)
+    const { w, channel: next } = live(t, "bob", { identity: "ann" })
+    assert.deepEqual([shown(next), w.socket.sentOf("create")], [[], []])
+  })
+
   test("drops a message that an earlier page has sent before its person was confirmed, once the view has it", async (t) => {
     withStorage(t)
     const before = channelOf(t)

@@ -59,3 +59,21 @@ test("a server that knows no visitors is named, also one of files without POST, 
   for (const status of [404, 405, 501]) await assert.rejects(sent(status), { code: "not_tenuto", message: new RegExp(`sent status ${status}`) })
   for (const status of [500, 502, 503]) await assert.rejects(sent(status), { name: "Error", message: `${HUB} sent status ${status}: read its log` })
 })
+
+test("while the hub is away a page has the chats of its visitor, but none of a person", async () => {
+  globalThis.location = { origin: "https://blog.example" }
+  const away = () => Promise.reject(new TypeError("away"))
+  const ask = (/** @type {() => Promise<Response>} */ fetch) => visitOf({ base: HUB, token: { get: () => undefined }, fetch }, "", undefined)
+  const sends = (/** @type {unknown} */ body, status = 200) => () => Promise.resolve(Response.json(body, { status }))
+  await assert.rejects(ask(away), { code: "unreachable" })
+  const id = `v${"1".repeat(25)}`
+  const chats = [{ channel: `chat:${id}.b`, title: "Why?" }, { channel: `chat:${id}`, title: "How?" }]
+  await ask(sends({ id, channel: `chat:${id}`, chats, token: "proof" }))
+  for (const fetch of [away, () => Promise.resolve(new Response("", { status: 502 }))]) {
+    const visit = await ask(fetch)
+    assert.deepEqual([visit.id, visit.token, visit.chats, visit.first(undefined)], [id, "proof", chats, `chat:${id}.b`])
+  }
+  await assert.rejects(ask(sends({ code: "no_visitors", detail: "no" }, 404)), { code: "no_visitors" }) // no hub of this page any more
+  await ask(sends({ id: "ada", channel: "chat:ada" }))
+  await assert.rejects(ask(away), { code: "unreachable" })
+})

@@ -4,7 +4,7 @@
  * The server sends only commands that wait for a reply, so the tab keeps those that have one: their cards survive a reload.
  * @module
  */
-import { button, element, setText } from "./elements.js"
+import { button, element } from "./elements.js"
 import { keep } from "./storage.js"
 
 /** @typedef {import("../view.js").Command} Command */
@@ -87,5 +87,5 @@ export class Approvals {
 /** @param {HTMLElement} card @param {string} end */
 function over(card, end) {
   card.querySelector(".row")?.replaceWith(element("p", { part: "state", dir: "auto" }, end))
-  setText(/** @type {Element} */ (card.querySelector(".mistake")), "")
+  card.querySelector(".mistake")?.remove()
 }

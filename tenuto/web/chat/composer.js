@@ -27,11 +27,7 @@ export class Composer {
     /** @type {string | undefined} the person whose draft the field holds; undefined until the server has confirmed who it is */
     this.owner = "" // until the first drawing
     this.input.addEventListener("input", () => this.changed())
-    this.input.addEventListener("keydown", (event) => {
-      if (!isSend(event)) return
-      event.preventDefault()
-      this.submit()
-    })
+    onSend(this.input, () => this.submit())
     this.choose(false)
   }
 
@@ -115,7 +111,11 @@ export class Composer {
   }
 }
 
-/** Return whether a key press sends the message: Enter without Shift, unless it ends the composition of an input method. @param {KeyboardEvent} event */
-export function isSend(event) {
-  return event.key === "Enter" && !event.shiftKey && !event.isComposing && event.keyCode !== 229
+/** Call `send` at each Enter without Shift, unless it ends the composition of an input method. @param {HTMLElement} input @param {() => void} send */
+export function onSend(input, send) {
+  input.addEventListener("keydown", (event) => {
+    if (event.key !== "Enter" || event.shiftKey || event.isComposing || event.keyCode === 229) return
+    event.preventDefault()
+    send()
+  })
 }

@@ -115,12 +115,10 @@ export class MessageList {
   /** Find the commands of each message. @param {readonly Command[]} commands */
   #sort(commands) {
     this.commands = commands
-    /** @type {Map<string, Command[]>} */
-    const asks = new Map()
+    this.#asks = new Map()
     for (const command of commands) {
       const target = command.target && this.panel.channel.branches(command.target).length ? command.target : ""
-      asks.set(target, [...(asks.get(target) ?? NONE), command])
+      this.#asks.set(target, [...(this.#asks.get(target) ?? NONE), command])
     }
-    this.#asks = asks
   }
 }

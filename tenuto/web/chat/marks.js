@@ -8,7 +8,7 @@
  */
 import { element } from "./elements.js"
 import { keep, recall } from "./storage.js"
-import { countPoints } from "../client/text.js"
+import { countPoints, dropPoints } from "../client/text.js"
 
 /** @typedef {{ message: string, at: number, text: string, place?: number, attempts?: number }} Mark `at` counts code points of the message's `text`, `place` the same in units of JavaScript, once known; `attempts` is the number of the attempts before that text; `text` may have `**bold**` words */
 
@@ -51,10 +51,10 @@ export class Marks {
   changed() {
     const { channel, client } = this.panel
     const isLive = channel.state === "live"
-    if (isLive === this.#isLive && (isLive || this.#stood)) return false
-    const { messages, isFromCache } = channel.getSnapshot()
+    if (isLive === this.#isLive) return false
+    const { messages } = channel.getSnapshot()
     if (!isLive) {
-      if (this.#isLive || isFromCache) this.#stood = lengthsOf(messages)
+      this.#stood = lengthsOf(messages)
       this.#quietUntil = client.token.isExpired ? client.now() + RENEWAL_MS : 0
     }
     this.#isLive = isLive
@@ -92,12 +92,7 @@ function lengthsOf(messages) {
 /** Return the place of a mark in `text`, in units of JavaScript, or Infinity while the text does not reach it. @param {Mark} mark @param {string} text */
 export function placeOf(mark, text) {
   if (mark.place !== undefined) return mark.place
-  let place = 0
-  for (let left = mark.at; left > 0; left--) {
-    if (place >= text.length) return Infinity
-    place += /** @type {number} */ (text.codePointAt(place)) > 0xffff ? 2 : 1
-  }
-  return (mark.place = place)
+  return countPoints(text) < mark.at ? Infinity : (mark.place = text.length - dropPoints(text, mark.at).length)
 }
 
 /** Return the line of a mark. @param {Mark} mark */

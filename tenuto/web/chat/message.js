@@ -1,6 +1,6 @@
 /** One message of the chat element, with its parts, its state and its buttons. @module */
 import { Approvals } from "./approvals.js"
-import { isSend } from "./composer.js"
+import { onSend } from "./composer.js"
 import { requestWords } from "./error_words.js"
 import { button, copyText, element, setText, SPARK, svg } from "./elements.js"
 import { partView } from "./parts.js"
@@ -206,17 +206,14 @@ export class MessageView {
         }, this.error)
       }
     }
-    input.addEventListener("keydown", (event) => {
-      if (isSend(event)) {
-        event.preventDefault()
-        save()
-      } else if (event.key === "Escape" && !event.isComposing) {
-        event.preventDefault() // otherwise Escape would also close a dialog around the chat, and stop the answer
-        event.stopPropagation()
-        end()
-      }
-    })
     this.form = element("div", { class: "editing" }, input, element("div", { class: "row" }, button(words.save, "primary", save), button(words.cancel, "secondary", end)))
+    onSend(input, save)
+    this.form.addEventListener("keydown", (event) => {
+      if (event.key !== "Escape" || event.isComposing) return
+      event.preventDefault() // otherwise Escape would also close a dialog around the chat, and stop the answer
+      event.stopPropagation()
+      end()
+    })
     this.body.hidden = true
     this.body.after(this.form)
     input.focus()

@@ -49,6 +49,7 @@ export class Panel {
     this.host = host
     this.client = client
     this.visit = visit
+    if (visit) host.keep({ chat: name }) // a reload shows this chat again, also when another window has begun a newer one
     this.ownsClient = client !== host.client
     const words = (this.words = host.words)
     const ownsChannel = !client.channels.has(name) // False: the app uses the channel, too
@@ -347,7 +348,7 @@ export class Panel {
 
   /** @param {MouseEvent} event */
   #clicked(event) {
-    const target = event.target instanceof Element ? event.target.closest("button.copy, a") : null
+    const target = /** @type {Element} */ (event.target).closest("button.copy, a")
     if (target instanceof HTMLAnchorElement) {
       if (target.href && !this.emit("link", { href: target.href })) event.preventDefault()
     } else if (target instanceof HTMLElement) {

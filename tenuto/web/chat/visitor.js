@@ -56,7 +56,7 @@ export function visitOf(client, base, source) {
   return visit({ base: client?.base ?? base, token, fetch: (...request) => (client ?? globalThis).fetch(...request) })
 }
 
-/** Return the chats of this browser. One tab at a time asks, so that the tabs of a new browser get one id. @param {Hub} hub @returns {Promise<Visit>} */
+/** Return the chats of this browser; while the hub is away, those of its last response. One tab at a time asks, so that the tabs of a new browser get one id. @param {Hub} hub @returns {Promise<Visit>} */
 async function visit(hub) {
   // Without cookies the hub would not know the page again a moment later, so it gives a new visitor a token. A page of
   // another origin always gets one, whether it keeps cookies or not: the key of that token must not depend on them.
@@ -66,7 +66,11 @@ async function visit(hub) {
   let asked
   const ask = () => (asked ??= request(hub, key, query))
   await navigator.locks?.request(key, ask).catch(() => {}) // refused where the storage is denied; `asked` has any other error
-  return ask()
+  return ask().catch((error) => {
+    const last = tried(() => new Visit(hub, { token: localStorage[key], ...JSON.parse(localStorage[key + " last"]) }))
+    if (last && (error.code ?? "unreachable") === "unreachable") return last
+    throw error
+  })
 }
 
 /** @param {Hub} hub @param {string} key of the token in the browser's storage @param {string} query @returns {Promise<Visit>} */
@@ -86,6 +90,8 @@ async function request(hub, key, query) {
   }
   const body = await response.json().catch(() => ({}))
   if (response.ok && typeof body.id === "string") {
+    // Nothing of a person: the next one of this browser may be another.
+    tried(() => (localStorage[key + " last"] = /^v\w{25}$/.test(body.id) ? JSON.stringify(body) : ""))
     if (body.token && !own) tried(() => (localStorage[key] = body.token)) // if the storage is full, it lasts as long as the page
     return new Visit(hub, { token, ...body })
   }

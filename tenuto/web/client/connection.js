@@ -155,9 +155,8 @@ export class Connection {
     // The monotonic clock of some systems stops while they sleep. The date does not; a wrong one costs one reconnect.
     const silent_ms = Math.max(this.client.now() - this.#receivedAt, Date.now() - this.#receivedDate)
     if (this.isOpen && (isOffline || silent_ms > this.#silence_ms / 2)) this.fail()
-    if (!this.#retry) return
-    clearTimeout(this.#timer)
-    this.#retry()
+    if (this.#retry) clearTimeout(this.#timer)
+    this.#retry?.()
   }
 
   stop() {

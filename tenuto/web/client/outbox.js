@@ -65,7 +65,7 @@ export class Outbox {
 
   /** Return the entries of a channel that this client may show and send. @param {string} channel @returns {Entry[]} */
   of(channel) {
-    const { id } = this.client
+    const { id = this.client.options.identity } = this.client // until it is confirmed, as for the cached view
     return [...this.entries.values()].filter((entry) => entry.channel === channel && (entry.by || id) === id)
   }
 

@@ -8,7 +8,7 @@ import { refusal } from "./errors.js"
 /** @typedef {"start" | "expired" | "refused"} Why why the app's callback is called */
 /** @typedef {string | ((why: Why) => string | Promise<string>)} TokenSource */
 
-const CALLBACK_MS = 10_000 // time limit of the app's callback; beyond it the attempt has failed
+const CALLBACK_MS = 10_000 // time limit of the app's callback, which its error names; beyond it the attempt has failed
 const REFUSALS = 2 // limit of refusals in a row; a further attempt with such a token would be refused, too
 
 /** @internal The current token. A refused or expired token is replaced before the next attempt. */
@@ -69,7 +69,7 @@ export class Token {
     /** @type {ReturnType<typeof setTimeout> | undefined} */
     let timer
     const late = new Promise((_, reject) => {
-      timer = setTimeout(reject, CALLBACK_MS, `no response within ${CALLBACK_MS / 1000} s`)
+      timer = setTimeout(reject, CALLBACK_MS, "no response within 10 s")
     })
     try {
       const token = await Promise.race([callback(this.#why), late])

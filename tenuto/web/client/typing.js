@@ -35,23 +35,21 @@ export class Typing {
 
   /** @param {any} event */
   receive({ type, name, from, data, message }) {
-    if (type === "message.create") this.#set(message.author, false)
-    if (type === "signal" && name === "typing" && from && from !== this.#channel.client.id) {
-      this.#set(from, data?.typing === true)
-    }
+    if (type === "message.create") this.#set(message.author)
+    if (type === "signal" && name === "typing" && from && from !== this.#channel.client.id) this.#set(from, data?.typing)
   }
 
   stop() {
-    for (const id of this.#ends.keys()) this.#set(id, false)
+    for (const id of this.#ends.keys()) this.#set(id)
   }
 
-  /** @param {string} id @param {boolean} isTyping */
+  /** @param {string} id @param {boolean} [isTyping] */
   #set(id, isTyping) {
     clearTimeout(this.#ends.get(id))
     this.#ends.delete(id)
     if (isTyping) {
       this.#ends.set(id, setTimeout(() => {
-        this.#set(id, false)
+        this.#set(id)
         this.#channel.notify()
       }, VALID_MS))
     }

@@ -45,7 +45,7 @@ function dial(connection, token) {
   /** @param {number} left_ms until the identity ends, by a timer of the monotonic clock */
   const renewLater = (left_ms) => {
     clearTimeout(renewal)
-    const wait_ms = Math.min(Math.max(left_ms - RENEW_MS, left_ms / 4), 2 ** 31 - 1)
+    const wait_ms = Math.min(Math.max(left_ms - RENEW_MS, left_ms / 4), 1e9) // a timer takes no more than 2e9
     renewal = setTimeout(async () => {
       client.token.renew("expired")
       const value = await Promise.resolve(client.token.get()).catch(() => undefined)

@@ -132,10 +132,8 @@ function isStartOfItem(parent) {
 /** @param {Token} token @param {Node[]} stack the open elements @param {MarkdownOptions} options */
 function appendInlineToken(token, stack, options) {
   const top = /** @type {Node} */ (stack.at(-1))
-  if (token.type === "link_open") stack.push(top.appendChild(link(addressOf(token))))
-  else if (token.type === "link_close") showHost(/** @type {HTMLElement} */ (stack.pop()))
-  else if (token.nesting > 0) stack.push(top.appendChild(document.createElement(token.tag)))
-  else if (token.nesting < 0) stack.pop()
+  if (token.nesting > 0) stack.push(top.appendChild(token.type === "link_open" ? link(addressOf(token)) : document.createElement(token.tag)))
+  else if (token.nesting < 0) showHost(/** @type {HTMLElement} */ (stack.pop()))
   else if (token.type === "code_inline") top.appendChild(element("code", {}, visible(token.content)))
   else if (token.type === "hardbreak") top.appendChild(element("br", {}))
   else if (token.type === "image") top.appendChild(image(token, options))
@@ -158,10 +156,9 @@ function formula(source, name, { renderMath }) {
 
 /** @param {Node} parent @param {string} text */
 function appendText(parent, text) {
-  if (!text) return
   const last = parent.lastChild
-  if (last?.nodeType === Node.TEXT_NODE) /** @type {Text} */ (last).appendData(text)
-  else parent.appendChild(document.createTextNode(text))
+  if (last instanceof Text) last.appendData(text)
+  else if (text) parent.appendChild(document.createTextNode(text))
 }
 
 /** Return the address of a link or an image, its first attribute. @param {Token} token */
@@ -187,8 +184,7 @@ function safeAddress(address) {
 /** Return a link to `address`, or an element without an address if it is not safe. @param {string} address */
 function link(address) {
   const url = safeAddress(address)
-  if (url === null) return element("span", {})
-  return element("a", { href: url.href, target: "_blank", rel: "noopener noreferrer nofollow" })
+  return url ? element("a", { href: url.href, target: "_blank", rel: "noopener noreferrer nofollow" }) : element("span", {})
 }
 
 /** Show the host of a link whose text looks like an address of another host. @param {HTMLElement & { host?: string }} node */
