@@ -65,7 +65,7 @@ async def test_tabs_that_are_reloaded_at_random_moments_lose_and_double_nothing(
             for number, text in enumerate(sent):
                 tab = tabs[number] if number < 3 else chosen.choice(tabs)  # each at least once, the leader first
                 length = len(await tab.evaluate("text('a')")) + chosen.randrange(1, 300)
-                await tab.wait_for_function("length => text('a').length >= length", arg=length)
+                await tab.wait_for_function("length => client.id && text('a').length >= length", arg=length)
                 if number % 2:
                     await tab.evaluate("client.suspend()")  # so that only the storage of the browser has the message
                 async with tab.expect_navigation():
