@@ -66,9 +66,10 @@ class NodeLeases:
         now_s = self._now_s()
         if not self.is_alive(node):
             self._changed_s = self._since_s[node] = now_s
+        elif self._until_s[node] - TERM_S < self.stopped_s:  # no renewal before this one told the node of it
+            self._changed_s = now_s
         self._until_s[node] = now_s + (term_ms - 1) / 1000  # a store may count in whole milliseconds
-        missed = {other: now_s for other in self._until_s if not self.is_alive(other)}
-        self._missed_s.setdefault(node, {}).update(missed)
+        self._missed_s.setdefault(node, {}).update({one: now_s for one in self._until_s if not self.is_alive(one)})
 
     def note_stop(self) -> None:
         """Note that a process dies or is suspended, or that the store loses all leases: a recovery may wait a term."""

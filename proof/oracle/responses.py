@@ -198,7 +198,7 @@ class MessageStreamOracle:
         texts = counted_texts(message, part_type)
         # the reader may be at an earlier version, whose text is superseded now
         known = [counted_texts(one, part_type) for one in self._log.states(self.message_id)]
-        if len(texts) == 1 and not any(received == "" or one[0].startswith(received) for one in known if len(one) == 1):
+        if len(texts) == 1 and not any(len(one) > 1 or "".join(one).startswith(received) for one in known):
             raise Violation(f"{self._name} received of {self.message_id}\n  {received!r}, stored is\n  {texts[0]!r}")
 
     def _check_done(self, status: str, stamp: int) -> None:

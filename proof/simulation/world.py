@@ -654,9 +654,8 @@ class World:
                 await self._until_settled([viewer])
                 running.cancel()
             await self._check_reader(node)
-        if self.plan.is_exclusive:
-            for channel in self.channels:
-                check_writers(self.stored.head(channel), self.nodes[0].hub.node)
+        for channel in self.channels if self.plan.is_exclusive else ():
+            check_writers(self.stored.head(channel), self.nodes[0].hub.node)
 
     async def _check_reader(self, node: Node) -> None:
         """Check that a reader of a finished message receives all of it and its end."""
