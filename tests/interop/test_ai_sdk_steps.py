@@ -541,6 +541,5 @@ def test_attempt_that_is_superseded_leaves_the_page_with_what_counts(version: in
 
 def test_question_that_is_open_before_the_next_attempt_calls_its_tool_becomes_the_approval_of_the_call() -> None:
     page, stream = opened([{"type": "attempt", "parts": [call("c1", "called")], "characters": 0}])
-    page.take(stream.frame([asked("q1", "c1")]))
-    page.take(stream.frame([InAnswer("a", PartOpened(1, call("c1", "called")))]))
+    page.take(stream.frame([asked("q1", "c1")]) + stream.frame([InAnswer("a", PartOpened(1, call("c1", "called")))]))
     assert (stream.is_over, page.parts[-1]["approval"]) == (True, {"id": "q1"})

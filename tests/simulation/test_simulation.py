@@ -64,6 +64,7 @@ CORRECTED_AS_DRAWN = (
     350262,  # a node that read the second attempt at a turn late gave its agent the whole lease from then on
     9220235,  # a node read late of a remote writer in a channel that it does not follow, and gave it a whole lease then
     9160081,  # text read after a commit with an unknown outcome prolonged the lease of a broken connection
+    10200845,  # a node that read a renewal late gave its agent the whole lease from then on
 )
 
 
@@ -80,7 +81,7 @@ def test_seed_of_an_earlier_failure_passes(seed: int) -> None:
         plan.hooks, plan.asks_by_socket, plan.registers_late = [], False, False
     elif seed in CORRECTED_WITH_HOOKS:
         plan.registers_late = False
-    elif plan.hubs > 1:
+    elif plan.hubs > 1 and seed != 10200845:  # which is as drawn today
         plan.workers, plan.hooks = 0, []  # the plans of that time had none on a store of several hubs
     report = World(seed, plan).run()
     assert report.violation is None, report.describe(is_as_drawn=False)

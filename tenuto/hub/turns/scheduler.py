@@ -418,7 +418,8 @@ class TurnScheduler:
         left = turn.observe(message, is_orphan=is_orphan)
         is_confirmed = left is None and turn.phase is Phase.RUNNING and turn.confirmed > confirmed
         if is_confirmed and claim is not None and claim.lease_ms:
-            self._lapse_in(channel, turn, claim.lease_ms / 1000)  # a hub of this store has stored a renewal
+            # a hub of this store has stored a renewal; this one may read of it late
+            self._lapse_in(channel, turn, self._nodes.left_s(claim.lease_ms / 1000, turn.alive_at))
             turn.worker = None  # the agent may have renewed elsewhere; its renewal here names its worker again
         return self._moved(channel, turn, left)
 
