@@ -191,14 +191,14 @@ class MessageStreamOracle:
             self._check_done(json.loads(event.data)["status"], stamp)
 
     def _check_text(self, kind: str, part_type: str) -> None:
-        received = self._received[kind]
-        message = self._log.now(self.message_id)
+        received, message = self._received[kind], self._log.now(self.message_id)
         if message is None or self.message_id in self._log.replaced:
             return
         texts = counted_texts(message, part_type)
-        # the reader may be at an earlier version, whose text is superseded now
+        # the reader may be at an earlier version; of several texts the length is compared: they come as they grew
         known = [counted_texts(one, part_type) for one in self._log.states(self.message_id)]
-        if len(texts) == 1 and not any(len(one) > 1 or "".join(one).startswith(received) for one in known):
+        fits = [len(one) > 1 and len(received) <= sum(map(len, one)) for one in known]
+        if len(texts) == 1 and not any(fits) and not any("".join(one).startswith(received) for one in known):
             raise Violation(f"{self._name} received of {self.message_id}\n  {received!r}, stored is\n  {texts[0]!r}")
 
     def _check_done(self, status: str, stamp: int) -> None:
@@ -213,8 +213,8 @@ class MessageStreamOracle:
         if message is None or self.message_id in log.replaced:
             return
         for kind, part_type in KINDS:
-            texts = counted_texts(message, part_type)
-            received = self._received[kind]  # the text of several parts, in the order in which they grew
+            # the text of several parts, in the order in which they grew
+            texts, received = counted_texts(message, part_type), self._received[kind]
             if len(received) != sum(map(len, texts)) or (len(texts) == 1 and received != texts[0]):
                 raise Violation(
                     f"{self._name} received the end of {self.message_id} and of its {kind} {received!r}, "

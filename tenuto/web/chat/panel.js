@@ -348,7 +348,7 @@ export class Panel {
 
   /** @param {MouseEvent} event */
   #clicked(event) {
-    const target = /** @type {Element} */ (event.target).closest("button.copy, a")
+    const target = /** @type {Element} */ (event.target).closest?.("button.copy,a")
     if (target instanceof HTMLAnchorElement) {
       if (target.href && !this.emit("link", { href: target.href })) event.preventDefault()
     } else if (target instanceof HTMLElement) {

@@ -90,7 +90,7 @@ async function request(hub, key, query) {
   }
   const body = await response.json().catch(() => ({}))
   if (response.ok && typeof body.id === "string") {
-    // Nothing of a person: the next one of this browser may be another.
+    // A visitor's response alone stays: the next person of this browser may be another.
     tried(() => (localStorage[key + " last"] = /^v\w{25}$/.test(body.id) ? JSON.stringify(body) : ""))
     if (body.token && !own) tried(() => (localStorage[key] = body.token)) // if the storage is full, it lasts as long as the page
     return new Visit(hub, { token, ...body })

@@ -36,7 +36,7 @@ export class Typing {
   /** @param {any} event */
   receive({ type, name, from, data, message }) {
     if (type === "message.create") this.#set(message.author)
-    if (type === "signal" && name === "typing" && from && from !== this.#channel.client.id) this.#set(from, data?.typing)
+    if (from && from !== this.#channel.client.id && type === "signal" && name === "typing") this.#set(from, data?.typing === true)
   }
 
   stop() {
