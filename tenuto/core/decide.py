@@ -1065,11 +1065,17 @@ def _released(
 
 def _withdrawn(state: Draft, message: MessageState, now_ms: int) -> list[Reply]:
     """Return the replies to the open questions and steers of a turn that ends, or of an answer without a turn."""
-    questions = {one.id for one in state.open_commands() if command_id(one.id).startswith(QUESTION_MARK)}
-    left = [one for one in state.open_commands() if one.sent.name == STEER.name or one.id in questions]
+    left: list[tuple[CommandState, dict[str, Json], str | None]] = []
+    for one in state.open_commands():
+        if command_id(one.id).startswith(QUESTION_MARK):
+            left.append((one, WITHDRAWN, one.sent.by))
+        elif one.sent.name == STEER.name:
+            left.append((one, UNREAD, None))
+    if not left:
+        return []
     turn = _asked(state, message.id)
     claim = turn.claim if turn is not None and turn.is_open else None
-    if not left or (claim is not None and message.claim is None):  # the turn of this answer goes on
+    if claim is not None and message.claim is None:  # the turn of this answer goes on
         return []
     targets = {message.id}
     if claim is not None:
@@ -1080,8 +1086,7 @@ def _withdrawn(state: Draft, message: MessageState, now_ms: int) -> list[Reply]:
         targets.add(message.reply_to)
     return [
         Reply(id=one.id, ok=False, error=error, by=by, at_ms=now_ms)
-        for one in left
-        for error, by in [(WITHDRAWN, one.sent.by) if one.id in questions else (UNREAD, None)]
+        for one, error, by in left
         if one.sent.target in targets
     ]
 

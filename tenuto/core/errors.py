@@ -301,10 +301,13 @@ def failures_in(error: BaseException) -> list[BaseException]:
 
 def causes_of(error: BaseException) -> list[BaseException]:
     """Return `error` and the errors that caused it, also those of groups."""
-    causes = [error]
+    causes, seen = [error], {id(error)}
     for one in causes:  # which grows meanwhile
         group = one.exceptions if isinstance(one, BaseExceptionGroup) else ()
-        causes += [cause for cause in (one.__cause__, *group) if cause is not None and cause not in causes]
+        for cause in (one.__cause__, *group):
+            if cause is not None and id(cause) not in seen:
+                seen.add(id(cause))
+                causes.append(cause)
     return causes
 
 
